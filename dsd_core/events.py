@@ -1,0 +1,221 @@
+"""What a training process says while it works: one JSON line each, appended to `events.jsonl` in the run folder.
+
+A line is complete when it ends in a newline; readers stop before an unfinished one. The order of lines is the order of time.
+Losses, mIoU and accuracies are fractions or plain numbers, times are seconds, `step` counts optimiser steps from 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Phase = Literal["prepare", "baseline", "student", "export"]
+Subject = Literal["teacher", "baseline", "student"]
+
+
+def now() -> str:
+    """The present as RFC 3339 in UTC with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    at: str = Field(default_factory=now)
+
+
+class Started(_Event):
+    """The process has read its spec and knows what it stands on."""
+
+    type: Literal["started"] = "started"
+    spec_digest: str
+    code_version: str
+    device: str
+    torch: str
+    threads: int
+    total_steps: int  # over all phases
+    resumed_from: int | None = None  # total steps already behind this run
+    teacher_digest: str | None = None
+    dataset_fingerprint: str | None = None
+
+
+class Progress(_Event):
+    """Every `train.log_every` steps of a phase."""
+
+    type: Literal["progress"] = "progress"
+    phase: Phase
+    step: int  # within the phase
+    steps: int  # of the phase
+    total_step: int  # over all phases
+    total_steps: int
+    epoch: int
+    losses: dict[str, float | None]  # "loss" and each unweighted term
+    grad_norms: dict[str, float | None] = {}  # of each weighted term at the student's parameters, and "total"
+    learning_rate: float
+    images_per_s: float
+    eta_s: float
+    system: dict[str, float] = {}  # MLflow's names of system metrics, without the "system/" prefix
+
+
+class Evaluated(_Event):
+    """A network was scored on the validation split."""
+
+    type: Literal["evaluated"] = "evaluated"
+    subject: Subject
+    step: int
+    total_step: int
+    miou: float | None
+    pixel_accuracy: float | None
+    per_class_iou: dict[str, float | None]  # None: the class is absent from labels and predictions
+    images: int
+    seconds: float
+
+
+class Checkpoint(_Event):
+    """A checkpoint is on disk and verified; `path` is relative to the run folder."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    phase: Phase
+    step: int
+    total_step: int
+    path: str
+    bytes: int
+    sha256: str  # of its manifest
+    best: bool = False
+
+
+class Picture(_Event):
+    """A PNG for people to look at; `path` is relative to the run folder."""
+
+    type: Literal["picture"] = "picture"
+    phase: Phase
+    step: int
+    total_step: int
+    path: str
+    caption: str
+
+
+class Note(_Event):
+    """A sentence for people: a warning, or a fact worth keeping."""
+
+    type: Literal["note"] = "note"
+    level: Literal["info", "warning"] = "info"
+    message: str
+
+
+class FileInfo(BaseModel):
+    """One file of the exported student, `path` relative to `student/`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Score(BaseModel):
+    """A network's score on the validation split."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    miou: float | None
+    pixel_accuracy: float | None
+    per_class_iou: dict[str, float | None]
+
+
+class Cost(BaseModel):
+    """What a network costs at the evaluation size, batch 1. FLOPs count 2 for a multiply-add; latency is the median."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    network: str
+    params: int
+    flops: int
+    latency_ms: float
+    height: int
+    width: int
+
+
+class Result(BaseModel):
+    """What a finished job leaves; also `result.json` in the run folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    student: Score
+    student_cost: Cost
+    teacher: Score | None = None
+    teacher_cost: Cost | None = None
+    baseline: Score | None = None
+    gain: float | None = None  # student mIoU minus baseline mIoU
+    files: list[FileInfo]
+    classes: list[str]
+    onnx_max_error: (
+        float  # largest difference of softmax between ONNX and the network, over the sizes that were compared
+    )
+    teacher_digest: str | None = None
+    dataset_fingerprint: str
+    spec_digest: str
+    code_version: str
+    train_seconds: float
+    floor: float | None = None
+    beats_floor: bool = True
+
+
+class Finished(_Event):
+    """The last line of a run that succeeded."""
+
+    type: Literal["finished"] = "finished"
+    result: Result
+
+
+class Failed(_Event):
+    """The last line of a run that did not."""
+
+    type: Literal["failed"] = "failed"
+    code: str
+    message: str
+    hint: str | None = None
+    field: str | None = None
+
+
+Event = Started | Progress | Evaluated | Checkpoint | Picture | Note | Finished | Failed
+_adapter: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
+
+
+def parse(line: str | bytes | dict[str, Any]) -> Event:
+    """Read one event from its JSON line or its dictionary. Raises pydantic.ValidationError."""
+    return _adapter.validate_python(line) if isinstance(line, dict) else _adapter.validate_json(line)
+
+
+class EventFile:
+    """Appends events to `events.jsonl`; each line is written with one system call and survives the death of the process.
+
+    A half-written last line (the process was killed inside the call) is cut off on opening.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        text = path.read_bytes()
+        if text and not text.endswith(b"\n"):
+            os.ftruncate(self._fd, text.rfind(b"\n") + 1)
+
+    def __call__(self, event: Event) -> None:
+        os.write(self._fd, event.model_dump_json().encode() + b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def read_lines(path: Path, offset: int = 0) -> Iterator[tuple[bytes, int]]:
+    """Complete lines from byte `offset` on, each with the offset after it. A missing file has none."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            yield line[:-1], offset

@@ -1,0 +1,418 @@
+"""JobSpec: everything a job needs to know, in one frozen pydantic model that is also the body of `POST /api/v1/jobs`.
+
+A spec is complete: every default is filled when it is parsed, so nobody downstream supplies one. Unknown fields are refused.
+Names are keys of closed tables (networks, losses, datasets); no field is ever imported, evaluated or unpickled.
+Sizes are (height, width) in pixels. This module imports neither torch nor numpy, and touches no file but in `load_spec`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from dsd_core.errors import SpecError, unknown
+
+Size = tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Part(BaseModel):
+    """Frozen, closed, and documented by its field descriptions, which `GET /catalog` and the API docs show."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+OWN_NETWORKS = {"espnet": "ESPNet (Mehta et al., ECCV 2018), alpha2 = p, alpha3 = q"}
+DECODERS = {  # segmentation-models-pytorch's class for each name; any of its encoders goes with each, timm's as `tu-NAME`
+    "unet": "Unet",
+    "unetplusplus": "UnetPlusPlus",
+    "manet": "MAnet",
+    "linknet": "Linknet",
+    "fpn": "FPN",
+    "pspnet": "PSPNet",
+    "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3Plus",
+    "pan": "PAN",
+    "upernet": "UPerNet",
+    "segformer": "Segformer",
+}
+Option = bool | int | float | str | list[int] | None
+
+
+class Preprocess(Part):
+    """What a network wants done to 8-bit RGB pixels: reorder, then `(x - mean) / std` on the 0..255 scale, per channel."""
+
+    order: Literal["RGB", "BGR"] = "RGB"
+    """Order of the channels the network was trained with; mean and std are given in this order."""
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from each channel, on the 0..255 scale. The default is ImageNet's."""
+    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        58.395,
+        57.12,
+        57.375,
+    )
+    """Divides each channel, on the 0..255 scale. The default is ImageNet's."""
+
+
+class NetworkSpec(Part):
+    """A network by name: `espnet`, or a decoder of segmentation-models-pytorch with an encoder, short `fpn:resnet18`."""
+
+    name: str
+    """One of the networks in `GET /catalog`."""
+    encoder: str | None = None
+    """For decoders: an encoder of segmentation-models-pytorch, or `tu-` and any timm model name."""
+    encoder_weights: str | None = None
+    """Pretrained weights of the encoder by their name in the zoo (`imagenet`); they are downloaded. None starts from random."""
+    options: dict[str, Option] = {}
+    """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            name, _, encoder = value.partition(":")
+            return {"name": name, "encoder": encoder or None}
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name not in OWN_NETWORKS and self.name not in DECODERS:
+            raise ValueError(str(unknown("network", self.name, [*OWN_NETWORKS, *DECODERS])))
+        if self.name in DECODERS and not self.encoder:
+            raise ValueError(f"network {self.name!r} needs an encoder, for example {self.name}:resnet18.")
+        if self.name in OWN_NETWORKS and self.encoder:
+            raise ValueError(f"network {self.name!r} takes no encoder.")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.encoder}" if self.encoder else self.name
+
+
+class Student(Part):
+    """The network that is trained."""
+
+    network: NetworkSpec
+    """Its architecture."""
+    preprocess: Preprocess = Preprocess()
+    """What it wants done to the pixels; becomes part of the exported student."""
+    weights: Text | None = None
+    """A safetensors file to start from; every tensor must match. None starts from random (or encoder_weights)."""
+    taps: tuple[str, ...] = ()
+    """Modules whose outputs are compared, shallow to deep; `name:3` takes item 3 of a module that returns a list.
+    Empty takes the network's default: one per stage."""
+
+
+class Teacher(Part):
+    """The network that teaches: frozen, from a weights file or from a model this service has registered."""
+
+    weights: Text | None = None
+    """A safetensors file on the workers' machine. A `.json` beside it of the same name may say network and preprocessing."""
+    model: Text | None = None
+    """A registered model: `name`, `name@alias` or `name/version`. `name` alone means alias latest-good."""
+    network: NetworkSpec | None = None
+    """Its architecture, unless the `.json` beside the weights or the registered model says it."""
+    preprocess: Preprocess | None = None
+    """What it wants done to the pixels, unless the `.json` beside the weights or the registered model says it."""
+    taps: tuple[str, ...] = ()
+    """As the student's, in the same number and order."""
+    floor: Fraction = 0.1
+    """The least mIoU on the validation split; below it the job fails before training, for the preprocessing is then wrong."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.weights is None) == (self.model is None):
+            raise ValueError("give exactly one of `weights` (a safetensors file) and `model` (a registered model).")
+        return self
+
+
+# --- losses -----------------------------------------------------------------------------------------------------------
+
+
+class CrossEntropy(Part):
+    """Cross-entropy with the labels; ignored pixels do not count, the mean is over those that do."""
+
+    loss: Literal["ce"] = "ce"
+    weight: Weight = 1.0
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "log"] = "none"
+    """`log`: each class weighs 1 / ln(1.02 + its share of the training pixels) (ENet, Paszke et al. 2016)."""
+
+
+class LogitDistillation(Part):
+    """Pixel-wise KL divergence of softened class probabilities, times temperature squared, mean over pixels."""
+
+    loss: Literal["kd"] = "kd"
+    weight: Weight = 1.0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+
+
+class PixelSimilarity(Part):
+    """PSD: squared distance of residual attention maps of adjacent layers."""
+
+    loss: Literal["psd"] = "psd"
+    weight: Weight = 1.0
+    pairs: Literal["adjacent", "all"] = "adjacent"
+    reduction: Literal["sum", "mean"] = "sum"
+    stride: Annotated[int, Field(ge=1, le=64)] = 8
+    """All maps are compared on the grid of the crop divided by this."""
+    layers: Literal["taps", "head"] = "taps"
+    """`taps`: the networks' taps. `head`: auxiliary logits (where both networks have them), head feature and logits."""
+
+
+class CategorySimilarity(Part):
+    """CSD: mean squared difference of class correlation matrices."""
+
+    loss: Literal["csd"] = "csd"
+    weight: Weight = 1.0
+    tau: Annotated[float, Field(gt=0, le=100)] = 1.0
+    softmax: Literal["category", "spatial"] = "category"
+    normalize: bool = True
+    pool: Annotated[int, Field(ge=2, le=64)] | None = None
+    present_only: bool = False
+    """Leave out classes absent from both the teacher's prediction and the labels of the crop."""
+
+
+Loss = Annotated[CrossEntropy | LogitDistillation | PixelSimilarity | CategorySimilarity, Field(discriminator="loss")]
+NEEDS_TEACHER = ("kd", "psd", "csd")
+
+PRESETS: dict[str, list[dict[str, Any]]] = {
+    "plain": [{"loss": "ce"}],
+    "dsd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}],
+    "dsd_kd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}, {"loss": "kd"}],
+    "kd": [{"loss": "ce"}, {"loss": "kd"}],
+    # The constants of the public re-implementation (winycg/CIRKD, losses/dsd.py), to compare with its published rows.
+    "cirkd_dsd": [
+        {"loss": "ce"},
+        {"loss": "psd", "weight": 1000.0, "pairs": "all", "reduction": "mean", "layers": "head"},
+        {"loss": "csd", "weight": 10.0, "tau": 4.0, "softmax": "spatial", "normalize": False, "pool": 2},
+    ],
+}
+
+
+def _expand_preset(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value not in PRESETS:
+        raise ValueError(str(unknown("loss preset", value, PRESETS)))
+    return PRESETS[value]
+
+
+# --- data, training, evaluation ---------------------------------------------------------------------------------------
+
+
+class DatasetSpec(Part):
+    """Labelled images, split into train and val."""
+
+    name: Literal["camvid", "streets"]
+    """`camvid`: the SegNet layout (train/, trainannot/, val/, valannot/). `streets`: generated scenes, nothing to download."""
+    root: Text | None = None
+    """The dataset's folder on the workers' machine, absolute. `streets` takes none."""
+    size: Size | None = None
+    """Every image is resized to this (height, width): bilinear, labels nearest. None keeps the dataset's own size."""
+
+    @model_validator(mode="after")
+    def _root_where_needed(self) -> Self:
+        if self.name == "streets" and self.root is not None:
+            raise ValueError("dataset 'streets' is generated and takes no root.")
+        if self.name != "streets" and self.root is None:
+            raise ValueError(f"dataset {self.name!r} needs `root`, the folder that holds it.")
+        return self
+
+
+class Augment(Part):
+    """How a training view is drawn from an image: scale, crop, flip, colour; every draw is a function of (seed, epoch, image)."""
+
+    crop: Size | None = None
+    """Size of the view. None takes the image's size."""
+    scale: tuple[Annotated[float, Field(gt=0.1, le=4)], Annotated[float, Field(gt=0.1, le=4)]] = (0.75, 1.75)
+    """The image is scaled by a factor from this range (uniform in its logarithm) before the crop; the void around a small image is ignored."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    brightness: Fraction = 0.2
+    """Brightness, contrast and saturation are each multiplied by 1 +- up to this."""
+    contrast: Fraction = 0.2
+    saturation: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError("scale must be (low, high) with low <= high.")
+        return self
+
+
+class Training(Part):
+    """The schedule of one phase; the baseline without a teacher gets the same."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 40
+    batch: Annotated[int, Field(ge=1, le=4096)] = 8
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=100)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 1e-2
+    momentum: Fraction = 0.9
+    """For sgd."""
+    schedule: Literal["poly", "one_cycle"] = "poly"
+    """`poly`: lr * (1 - step / steps) ** power after a linear warm-up. `one_cycle`: up and down again (Smith 2018)."""
+    power: Annotated[float, Field(gt=0, le=10)] = 0.9
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    """For poly."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    """The gradient's norm is clipped to this."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights; evaluation and export then use the average."""
+    amp: Literal["auto", "off"] = "auto"
+    """`auto`: bfloat16 (or float16 with loss scaling) on CUDA, full precision elsewhere."""
+    channels_last: bool = True
+    augment: Augment = Augment()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    loaders: Annotated[int, Field(ge=0, le=64)] = 0
+    """Loader processes; 0 loads in the training process."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads of torch; None takes all cores. Results are bit-identical only for the same number."""
+    log_every: Annotated[int, Field(ge=1)] = 20
+    """Steps between progress events; gradient norms of the terms are measured on those steps."""
+    checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
+    """Seconds between checkpoints; 0 writes one each step."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the student: the last, or the best on the validation split (an optimistic choice)."""
+
+
+class Evaluation(Part):
+    """Scoring on the validation split."""
+
+    every_epochs: Annotated[int, Field(ge=1)] = 10
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    pictures: Annotated[int, Field(ge=0, le=64)] = 4
+    """Validation images drawn with label, teacher, student and difference at each evaluation."""
+    floor: Fraction = 0.0
+    """The least mIoU of the student for the alias latest-good to move to it."""
+
+
+class JobSpec(Part):
+    """A job: train a student on a dataset, with a teacher (`distill`) or without (`train`)."""
+
+    kind: Literal["distill", "train"] = "distill"
+    """`distill` needs a teacher; `train` has none, and its result can teach."""
+    name: Slug
+    """The registered model's name, and how people call the job: lower-case letters, digits, `.`, `_`, `-`."""
+    dataset: DatasetSpec
+    student: Student
+    teacher: Teacher | None = None
+    losses: Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset)] = Field(default=(), validate_default=True)
+    """A list of losses with weights, or the name of a preset. Default: `dsd` for distill, `plain` for train."""
+    train: Training = Training()
+    evaluate: Evaluation = Evaluation()
+    baseline: bool = False
+    """Train the same student without a teacher first, same seed and schedule, and report the gain."""
+    labels: dict[Slug, Annotated[str, Field(max_length=200)]] = {}
+    """Free key: value pairs to find the job by."""
+    max_runtime_s: Annotated[float, Field(gt=0)] | None = None
+    """The job is ended as failed after this time of running."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_losses(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "losses" not in value:
+            return {**value, "losses": "plain" if value.get("kind") == "train" else "dsd"}
+        return value
+
+    @field_validator("losses")
+    @classmethod
+    def _losses_make_sense(cls, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+        names = [loss.loss for loss in losses]
+        if not names:
+            raise ValueError(f"give at least one loss, or a preset: {', '.join(PRESETS)}.")
+        if len(set(names)) != len(names):
+            raise ValueError(f"each loss may stand once; got {', '.join(names)}.")
+        return losses
+
+    @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        teaching = [loss.loss for loss in self.losses if loss.loss in NEEDS_TEACHER]
+        if self.kind == "distill" and self.teacher is None:
+            raise ValueError("kind 'distill' needs a `teacher`; to train without one, say kind: train.")
+        if self.kind == "train" and self.teacher is not None:
+            raise ValueError("kind 'train' takes no `teacher`; say kind: distill.")
+        if self.kind == "train" and teaching:
+            raise ValueError(f"kind 'train' has no teacher for the losses {', '.join(teaching)}.")
+        if self.baseline and not any(loss.loss not in NEEDS_TEACHER for loss in self.losses):
+            raise ValueError("a baseline needs a loss without teacher, such as ce.")
+        return self
+
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_spec(data: Any) -> JobSpec:
+    """Check a dictionary and fill its defaults. Raises SpecError that names every wrong field."""
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        problems = field_problems(error)
+        listed = "; ".join(f"{p['field'] or '/'}: {p['message']}" for p in problems[:10])
+        raise SpecError(f"The job specification is wrong: {listed}", field=problems[0]["field"]) from error
+
+
+def field_problems(error: ValidationError) -> list[dict[str, str]]:
+    """Each wrong field of a pydantic error: its JSON pointer and what to do about it."""
+    problems = []
+    for item in error.errors(include_url=False):
+        parts = [p for p in item["loc"] if p not in ("body", *LOSS_TAGS)]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"there is no such field. {_near_fields(parts)}".strip()
+        problems.append({"field": "".join(f"/{p}" for p in parts), "message": message, "type": item["type"]})
+    return problems
+
+
+LOSS_TAGS = ("ce", "kd", "psd", "csd")
+
+
+def _near_fields(parts: list[Any]) -> str:
+    parts_of_a_spec = (JobSpec, DatasetSpec, Student, Teacher, NetworkSpec, Preprocess, Training, Augment, Evaluation)
+    known = {name for part in parts_of_a_spec for name in part.model_fields}
+    near = difflib.get_close_matches(str(parts[-1]), known, n=3, cutoff=0.6) if parts else []
+    return f"Did you mean {', '.join(near)}?" if near else ""
+
+
+def load_spec(path: Path) -> JobSpec:
+    """Read a job file, YAML or JSON. Raises SpecError that names the file and every wrong field."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"There is no job file {path}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")
+    try:
+        return parse_spec(data)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error.message}", field=error.field, hint=error.hint) from error
+
+
+_MODEL = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]{0,79})(?:@(?P<alias>[A-Za-z0-9._-]+)|/(?P<version>\d+))?$")
+
+
+def parse_model(text: str) -> tuple[str, str]:
+    """Split `name`, `name@alias` or `name/version` (also with `models:/` before it) into name and alias or version.
+
+    A bare name means alias `latest-good`. Raises SpecError.
+    """
+    found = _MODEL.match(text.removeprefix("models:/"))
+    if not found:
+        raise SpecError(f"{text!r} is not a model.", hint="Write name, name@alias or name/version.")
+    return found["name"], found["version"] or found["alias"] or "latest-good"

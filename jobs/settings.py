@@ -1,0 +1,77 @@
+"""Every environment variable of the service, once. Library code takes arguments; only processes' entry points read this."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from `DSD_…`. Units are in the names: `_s` seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="DSD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+    home: Path = Path("~/.dsd")
+    """All state of an embedded installation: database, broker, MLflow, storage, logs."""
+    storage: Path | None = None
+    """Run folders and exported students, seen by every host. Default: `home`/storage."""
+    database_url: str | None = None
+    """SQLAlchemy URL, `postgresql+psycopg://…` or `sqlite:///…`. Default: `home`/jobs.db."""
+    broker_url: str | None = None
+    """Celery broker, `redis://…`, `rediss://…` or `redis+socket:///…`. `dsd up` starts a Valkey where it is not set."""
+    mlflow_url: str | None = None
+    """MLflow tracking server. None: tracking waits until there is one."""
+    mlflow_public_url: str | None = None
+    """Where people reach the MLflow UI, when that differs from `mlflow_url`."""
+    mlflow_experiment: str = "dsd"
+
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    mlflow_port: int = 5055
+    api_key: str | None = Field(default=None, repr=False)
+    """Bearer token that every request under /api/v1 must carry. None: no authentication (bind to loopback)."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]", "testserver")
+    """Host headers the API answers to, comma-separated; `*` for any."""
+    data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Folders below which datasets and weights may lie, separated by colons. Empty: anywhere the workers can read."""
+
+    lease_s: float = 30.0
+    """A job whose worker has not been heard of for this long is given to another."""
+    heartbeat_s: float = 5.0
+    """Between two signs of life of a worker; also the time a cancel takes to arrive."""
+    tick_s: float = 5.0
+    """Between two rounds of the controller. The outbox is relayed at most 0.5 s after a submission all the same."""
+    grace_s: float = 30.0
+    """A training process asked to stop has this long to write its checkpoint before it is killed."""
+    redispatch_s: float = 60.0
+    """A queued job nobody claimed is announced again after this time."""
+    max_attempts: int = 3
+    max_body_bytes: int = 256 * 1024
+    workers: int = 1
+    """Worker processes that `dsd up` starts; one job each at a time."""
+
+    @property
+    def home_dir(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @property
+    def storage_dir(self) -> Path:
+        return (self.storage or self.home_dir / "storage").expanduser().absolute()
+
+    @property
+    def db_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home_dir / 'jobs.db'}"
+
+    def run_dir(self, job_id: str) -> Path:
+        """The run folder of a job: spec.json, events.jsonl, log.txt, checkpoints/, pictures/, student/, result.json."""
+        return self.storage_dir / "runs" / job_id
+
+
+@lru_cache
+def settings() -> Settings:
+    """The settings of this process."""
+    return Settings()

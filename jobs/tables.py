@@ -1,0 +1,129 @@
+"""The tables. JobRow is the truth about a job; everything in flight (messages, run folders, MLflow) is derived from it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Json = dict[str, Any]
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    type_annotation_map = {Json: JSON, datetime: DateTime(timezone=True)}
+
+
+class JobRow(Base):
+    """One job. `status` moves only along `status.MOVES`, each move one guarded UPDATE and one JobEventRow."""
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)  # sorts by time of submission
+    name: Mapped[str] = mapped_column(String(80))
+    kind: Mapped[str] = mapped_column(String(20))
+    spec: Mapped[Json]
+    spec_digest: Mapped[str] = mapped_column(String(64))
+    labels: Mapped[Json]
+
+    status: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None] = mapped_column(String(40))
+    error: Mapped[Json | None]  # code, message, hint, field, log_tail
+    attempt: Mapped[int] = mapped_column(Integer, default=1)  # counts from 1
+    max_attempts: Mapped[int] = mapped_column(Integer)
+    releases: Mapped[int] = mapped_column(Integer, default=0)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)  # raised by every claim and every loss of a claim
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]
+    run_seconds: Mapped[float] = mapped_column(default=0.0)  # over all attempts, without time in the queue
+
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime]  # of the current attempt
+    started_at: Mapped[datetime | None]  # of the first attempt
+    finished_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+
+    progress: Mapped[Json | None]  # the newest progress event
+    result: Mapped[Json | None]  # events.Result
+    result_fence: Mapped[int | None] = mapped_column(BigInteger)
+    last_seq: Mapped[int] = mapped_column(Integer, default=0)  # of job_events
+    events_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl already in job_events
+
+    tracking: Mapped[str] = mapped_column(String(20), default="pending")  # pending, synced, stalled: never a status
+    tracking_seq: Mapped[int] = mapped_column(Integer, default=0)  # last event MLflow has
+    tracking_error: Mapped[str | None] = mapped_column(Text)
+    mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
+    model_version: Mapped[int | None] = mapped_column(Integer)
+
+    __table_args__ = (
+        Index(None, "status", "id"),
+        Index(None, "name", "id"),
+        Index(None, "status", "lease_expires_at"),
+        Index(None, "tracking", "id"),
+    )
+
+
+class JobEventRow(Base):
+    """The history of a job, append-only: moves of its status and the training process's own events, in one order."""
+
+    __tablename__ = "job_events"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True)  # 1, 2, 3 … without gaps
+    at: Mapped[datetime]
+    type: Mapped[str] = mapped_column(String(40))  # `status`, or the type of a dsd_core event
+    data: Mapped[Json]
+
+
+class OutboxRow(Base):
+    """A message to be published, written in the transaction that makes it true."""
+
+    __tablename__ = "outbox"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[datetime]
+    next_try_at: Mapped[datetime]
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    sent_at: Mapped[datetime | None]
+
+
+class IdempotencyRow(Base):
+    """The job a client's Idempotency-Key has made; `fingerprint` is the sha256 of the request body."""
+
+    __tablename__ = "idempotency"
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime]
+
+
+class ModelRow(Base):
+    """A registered version: MLflow's number, and where its files lie. Kept here so that downloads do not need MLflow."""
+
+    __tablename__ = "models"
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    files: Mapped[list[dict[str, Any]]] = mapped_column(JSON)  # path, bytes, sha256; below the run folder's student/
+    tags: Mapped[Json]
+    miou: Mapped[float | None]
+    created_at: Mapped[datetime]
+
+
+class ModelAliasRow(Base):
+    """MLflow's aliases, as the controller last saw them."""
+
+    __tablename__ = "model_aliases"
+    name: Mapped[str] = mapped_column(String(80), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(200), primary_key=True)
+    version: Mapped[int] = mapped_column(Integer)
