@@ -1,4 +1,4 @@
-"""Every environment variable of the service, once. Library code takes arguments; only processes' entry points read this."""
+"""Every environment variable of the service, once. Only entry points of processes read this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -54,6 +54,16 @@ class Settings(BaseSettings):
     workers: int = 1
     """Worker processes that `dsd up` starts; one job each at a time."""
 
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        return _parts(value, ",")
+
+    @field_validator("data_roots", mode="before")
+    @classmethod
+    def _split_at_colons(cls, value: object) -> object:
+        return _parts(value, ":")
+
     @property
     def home_dir(self) -> Path:
         return self.home.expanduser().absolute()
@@ -73,5 +83,10 @@ class Settings(BaseSettings):
 
 @lru_cache
 def settings() -> Settings:
-    """The settings of this process."""
+    """The settings of this process. Raises pydantic.ValidationError that names the variable."""
     return Settings()
+
+
+def _parts(value: object, separator: str) -> object:
+    """The non-empty parts of a text; anything else unchanged."""
+    return tuple(p.strip() for p in value.split(separator) if p.strip()) if isinstance(value, str) else value

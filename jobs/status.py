@@ -1,4 +1,4 @@
-"""What a job can be, why it ended, and which moves are legal. Two axes: a new kind of failure adds a Reason, never a Status.
+"""What a job can be, why it ended, and which moves are legal. A new kind of failure adds a Reason, never a Status.
 
     queued ──claim──> running ──finish──> succeeded | failed
       │ ^               │  │

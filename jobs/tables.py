@@ -1,14 +1,48 @@
-"""The tables. JobRow is the truth about a job; everything in flight (messages, run folders, MLflow) is derived from it."""
+"""The tables. JobRow is the truth about a job; messages, run folders and MLflow's runs are derived from it."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from jobs.status import Status
+
 Json = dict[str, Any]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes in and out. SQLite keeps no time zone, PostgreSQL answers in that of the session."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone.")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
@@ -20,7 +54,14 @@ class Base(DeclarativeBase):
             "ck": "ck_%(table_name)s_%(constraint_name)s",
         }
     )
-    type_annotation_map = {Json: JSON, datetime: DateTime(timezone=True)}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {Json: JSON(none_as_null=True), datetime: UtcDateTime}
+
+
+TRACKING = ("pending", "synced", "stalled")  # MLflow lacks events; has them all; lacks some and the last try failed
+
+
+def _one_of(column: str, names: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(str(name)) for name in names)})"
 
 
 class JobRow(Base):
@@ -59,13 +100,15 @@ class JobRow(Base):
     last_seq: Mapped[int] = mapped_column(Integer, default=0)  # of job_events
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl already in job_events
 
-    tracking: Mapped[str] = mapped_column(String(20), default="pending")  # pending, synced, stalled: never a status
+    tracking: Mapped[str] = mapped_column(String(20), default="pending")  # one of TRACKING, never a status
     tracking_seq: Mapped[int] = mapped_column(Integer, default=0)  # last event MLflow has
     tracking_error: Mapped[str | None] = mapped_column(Text)
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
     model_version: Mapped[int | None] = mapped_column(Integer)
 
     __table_args__ = (
+        CheckConstraint(_one_of("status", tuple(Status)), name="status"),
+        CheckConstraint(_one_of("tracking", TRACKING), name="tracking"),
         Index(None, "status", "id"),
         Index(None, "name", "id"),
         Index(None, "status", "lease_expires_at"),
@@ -85,14 +128,15 @@ class JobEventRow(Base):
 
 
 class OutboxRow(Base):
-    """A message to be published, written in the transaction that makes it true."""
+    """A message to publish, written in the transaction that queues the job. A queued job has one, others have none."""
 
     __tablename__ = "outbox"
+    __table_args__ = ({"sqlite_autoincrement": True},)  # an id is not given twice: a late `mark_sent` hits nothing
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True, unique=True)
     attempt: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime]
-    next_try_at: Mapped[datetime]
+    next_try_at: Mapped[datetime] = mapped_column(index=True)
     tries: Mapped[int] = mapped_column(Integer, default=0)
     sent_at: Mapped[datetime | None]
 
@@ -108,7 +152,7 @@ class IdempotencyRow(Base):
 
 
 class ModelRow(Base):
-    """A registered version: MLflow's number, and where its files lie. Kept here so that downloads do not need MLflow."""
+    """A registered version: MLflow's number, and where its files lie. Downloads do not need MLflow."""
 
     __tablename__ = "models"
     name: Mapped[str] = mapped_column(String(80), primary_key=True)
