@@ -5,15 +5,18 @@ from __future__ import annotations
 import signal
 from typing import Any, Literal
 
-from dsd_core.errors import DsdError
+from dsd_core import errors
+from dsd_core.errors import DsdError, Interrupted
 from jobs.status import Reason
 
 Asked = Literal[Reason.CANCELLED_BY_USER, Reason.RELEASED, Reason.MAX_RUNTIME]
 Error = dict[str, Any]
 
-ERRORS: list[type[DsdError]] = [DsdError, *DsdError.__subclasses__()]
+REASON_OF_CODE: dict[str, Reason] = {reason.value: reason for reason in Reason} | {Interrupted.code: Reason.RELEASED}
 BY_EXIT_CODE: dict[int, Reason] = {
-    cls.exit_code: Reason.RELEASED if cls.code == "interrupted" else Reason(cls.code) for cls in ERRORS
+    cls.exit_code: REASON_OF_CODE[cls.code]
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, DsdError)
 }
 HINTS: dict[Reason, str] = {
     Reason.CRASHED: "Choose a smaller train.batch, train.augment.crop or train.loaders; the log may say more.",
@@ -44,10 +47,7 @@ def outcome(exit_code: int, last: dict[str, Any] | None, asked: Asked | None) ->
 
 def _named(failed: dict[str, Any], exit_code: int) -> Reason:
     """The reason the process gave, unless it gave one we do not know."""
-    code = failed["code"]
-    if code in set(Reason):
-        return Reason(code)
-    return BY_EXIT_CODE.get(exit_code, Reason.INTERNAL)
+    return REASON_OF_CODE.get(failed["code"]) or BY_EXIT_CODE.get(exit_code, Reason.INTERNAL)
 
 
 def _without_a_word(exit_code: int) -> tuple[Reason, Error]:

@@ -23,7 +23,7 @@ IGNORES_SIGTERM = [
 WITH_A_CHILD = [
     sys.executable,
     "-c",
-    "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print('up', p.pid, flush=True); time.sleep(60)",
+    "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print('up', p.pid, flush=True); time.sleep(60)",
 ]
 
 
@@ -88,13 +88,14 @@ def test_loaders_of_a_child_that_died_are_ended_too(tmp_path: Path) -> None:
 
 def test_the_child_dies_with_its_worker(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
+    prints_its_pid = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     worker = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import sys, time; from pathlib import Path; from worker import launch\n"
-            "child = launch.start([sys.executable, '-c', 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'],"
-            f" job_id='job_8', log=Path({str(log)!r})); time.sleep(60)",
+            f"command = [sys.executable, '-c', {prints_its_pid!r}]\n"
+            f"child = launch.start(command, job_id='job_8', log=Path({str(log)!r})); time.sleep(60)",
         ]
     )
     until(lambda: log.exists() and log.read_text().strip())

@@ -1,0 +1,93 @@
+"""A service reduced to what a worker needs: a database, run folders, and jobs that follow a script."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from sqlalchemy import Engine
+
+from dsd_core.spec import parse_spec
+from jobs import db, store
+from jobs.settings import Settings
+from jobs.status import Reason
+from jobs.tables import JobEventRow, JobRow
+from worker import run
+
+SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_child.py"))
+
+
+def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+    """The first true value of `what`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.03)
+    return value
+
+
+@dataclass
+class Service:
+    """The parts of a service that a worker needs, and short ways to ask about them."""
+
+    settings: Settings
+    engine: Engine
+
+    def submit(self, script: str, *, max_attempts: int = 3, **fields: Any) -> str:
+        data = {
+            "kind": "train",
+            "name": "scripted",
+            "dataset": {"name": "streets"},
+            "student": {"network": "espnet"},
+            "labels": {"script": script},
+            **fields,
+        }
+        with db.begin(self.engine) as s:
+            return store.submit(s, parse_spec(data), max_attempts=max_attempts)[0].id
+
+    def row(self, job_id: str) -> JobRow:
+        with db.reading(self.engine) as s:
+            row = store.get(s, job_id)
+        assert row is not None
+        return row
+
+    def events(self, job_id: str, *types: str) -> list[JobEventRow]:
+        with db.reading(self.engine) as s:
+            return store.events_after(s, job_id, 0, 100_000, types or None)
+
+    def cancel(self, job_id: str) -> None:
+        with db.begin(self.engine) as s:
+            store.request_cancel(s, job_id)
+
+    def run(self, job_id: str, attempt: int = 1, **options: Any) -> Reason | None:
+        return run.run_job(self.settings, job_id, attempt, worker="test", command=SCRIPTED, **options)
+
+    def folder(self, job_id: str) -> Path:
+        return self.settings.run_dir(job_id)
+
+    def pids(self, job_id: str) -> list[int]:
+        """The children started for the job so far."""
+        path = self.folder(job_id) / "tries.txt"
+        return [int(line.split()[0]) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def has_noted(self, job_id: str, message: str) -> bool:
+        return any(event.data["message"] == message for event in self.events(job_id, "note"))
+
+
+@dataclass
+class RunningWorker:
+    """An attempt that runs in a thread of this process."""
+
+    stopping: Event
+    thread: Thread
+    ended: list[Reason | None]
+
+    def reason(self, timeout_s: float = 30.0) -> Reason | None:
+        self.thread.join(timeout_s)
+        assert not self.thread.is_alive(), "the worker does not end"
+        return self.ended[0]
