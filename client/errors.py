@@ -1,0 +1,65 @@
+"""What can go wrong between a client and the service."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import httpx
+
+from dsd_core.errors import DsdError
+
+
+class ApiError(DsdError):
+    """The service refused a request; `problem` is its RFC 9457 document."""
+
+    exit_code = 1
+
+    def __init__(self, status: int, problem: dict[str, Any]) -> None:
+        self.status, self.problem = status, problem
+        errors = [error for error in problem.get("errors") or [] if isinstance(error, dict)]
+        first = errors[0] if errors else {}
+        lines = [problem.get("detail") or problem.get("title") or f"The service answered with status {status}."]
+        lines += [f"  {_field(error) or '/'}: {error.get('message') or error.get('detail')}" for error in errors[:20]]
+        super().__init__(
+            "\n".join(lines),
+            field=problem.get("field") or _field(first),
+            hint=problem.get("hint") or first.get("hint") or _hint(status),
+        )
+
+    @classmethod
+    def of(cls, answer: httpx.Response) -> Self:
+        """The error an HTTP response carries, problem document or not."""
+        try:
+            problem = answer.json()
+        except ValueError:
+            problem = {"detail": f"{answer.request.url} answered {answer.status_code} {answer.reason_phrase}."}
+        return cls(answer.status_code, problem if isinstance(problem, dict) else {})
+
+    def as_dict(self) -> dict[str, str | None]:
+        return super().as_dict() | {"code": self.problem.get("code") or f"http_{self.status}"}
+
+
+class ServiceAway(DsdError):
+    """The service does not answer."""
+
+    code = "service_away"
+    exit_code = 1
+
+    def __init__(self, url: str) -> None:
+        super().__init__(f"The service does not answer at {url}.", hint="Start it with `dsd up` or set DSD_URL.")
+
+
+class DownloadError(DsdError):
+    """A file did not arrive as it was sent."""
+
+    code = "download"
+    exit_code = 1
+
+
+def _field(error: dict[str, Any]) -> str | None:
+    found = error.get("field") or error.get("pointer")
+    return str(found) if found else None
+
+
+def _hint(status: int) -> str | None:
+    return "Set DSD_API_KEY to the key of this service." if status in (401, 403) else None

@@ -1,0 +1,79 @@
+"""Job files as the command line reads them: YAML or JSON, `--set` overrides, and paths made absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsd_core.errors import SpecError
+
+Json = dict[str, Any]
+PATHS = (("dataset", "root"), ("teacher", "weights"), ("student", "weights"))
+
+
+def read(path: Path, overrides: Iterable[str] = ()) -> Json:
+    """The job of a file with the overrides applied; relative paths are taken from the current directory.
+
+    Field values are checked by whoever runs the job. Raises SpecError.
+    """
+    try:
+        job = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"There is no job file {path}.", hint="Ready ones are in examples/.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if not isinstance(job, dict):
+        raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")
+    for override in overrides:
+        apply(job, override)
+    return absolute(job, Path.cwd())
+
+
+def apply(job: Json, override: str) -> None:
+    """Set one value in place: `train.epochs=3`, `losses.0.weight=2`. The value is read as YAML. Raises SpecError."""
+    key, equals, text = override.partition("=")
+    names = key.strip().split(".")
+    if not equals or not all(names):
+        raise SpecError(f"--set {override!r} is not KEY=VALUE.", hint="For example --set train.epochs=3.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"The value of --set {override!r} cannot be read: {error}") from error
+    place: Any = job
+    for depth, name in enumerate(names[:-1], start=1):
+        place = _enter(place, name, ".".join(names[:depth]))
+    if isinstance(place, list):
+        place[_index(place, names[-1], key)] = value
+    else:
+        place[names[-1]] = value
+
+
+def absolute(job: Json, base: Path) -> Json:
+    """The job with its paths on this machine made absolute: dataset.root, teacher.weights, student.weights."""
+    job = dict(job)
+    for part, name in PATHS:
+        fields = job.get(part)
+        if isinstance(fields, dict) and isinstance(fields.get(name), str):
+            job[part] = fields | {name: str((base / Path(fields[name]).expanduser()).resolve())}
+    return job
+
+
+def _enter(place: Any, name: str, key: str) -> Any:
+    if isinstance(place, list):
+        inner = place[_index(place, name, key)]
+    else:
+        inner = place.setdefault(name, {})
+    if inner is None:
+        inner = place[name] = {}
+    if not isinstance(inner, dict | list):
+        raise SpecError(f"--set: {key} holds the value {inner!r}, so there is nothing below it to set.")
+    return inner
+
+
+def _index(place: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(place):
+        raise SpecError(f"--set: {key} is a list of {len(place)}; {name!r} is not a place in it (they count from 0).")
+    return int(name)

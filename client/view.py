@@ -1,0 +1,206 @@
+"""How a job looks in a terminal: bars and numbers that move, or plain lines where the output is a file or a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
+
+from client.text import duration, fraction, number
+
+Json = dict[str, Any]
+PHASES = {"prepare": "prepare", "baseline": "without teacher", "student": "student", "export": "export"}
+SUBJECTS = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
+STATUS_COLOURS = {
+    "queued": "cyan",
+    "running": "blue",
+    "cancelling": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+}
+
+
+class JobView:
+    """Shows the events of one job as they come. Afterwards `result` or `error` hold what the last ones said."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
+        self.result: Json | None = None
+        self.error: Json | None = None
+        self._bars = _Bars(console) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        self.console.print(Text(self.title, style="bold"))
+        if self._bars:
+            self._bars.live.start()
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self._bars:
+            self._bars.live.stop()
+
+    def follow(self, events: Iterable[Json]) -> None:
+        for event in events:
+            self.show(event)
+
+    def show(self, event: Json) -> None:
+        """Show one event: of a run folder (`type` beside its fields) or of the API (fields under `data`)."""
+        kind, data = event["type"], event.get("data") or event
+        if kind == "finished":
+            self.result = data["result"]
+        elif kind == "failed":
+            self.error = data
+        if self._bars:
+            self._bars.move(kind, data)
+        line = _sentence(kind, data)
+        if line is None and kind == "progress" and not self._bars:
+            line = _progress_line(data)
+        if line is not None:
+            clock = Text(_clock(event.get("at") or data.get("at")), style="dim")
+            self.console.print(Text.assemble(clock, "  ", line), soft_wrap=True)
+
+
+class _Bars:
+    """A bar for each phase that has begun, and the newest losses under them."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(bar_width=24, finished_style="green"),
+            _Steps(),
+            _Speed(),
+            console=console,
+        )
+        self._losses = Text("")
+        self._tasks: dict[str, TaskID] = {}
+        self.live = Live(Group(self._progress, self._losses), console=console, refresh_per_second=8)
+
+    def move(self, kind: str, data: Json) -> None:
+        if kind == "started":
+            self._begin("prepare")
+        elif kind == "progress":
+            self._advance(data)
+        elif kind in ("finished", "failed"):
+            self._end(done=kind == "finished")
+        elif kind == "status" and data.get("to") != "running":
+            self._end(done=data.get("to") == "succeeded")
+
+    def _advance(self, data: Json) -> None:
+        phase, step, steps = data["phase"], data["step"], data["steps"]
+        self._begin(phase)
+        speed = f"{data['images_per_s']:.0f} img/s"
+        self._progress.update(self._tasks[phase], completed=step, total=steps, speed=speed, eta=data["eta_s"])
+        self._losses.plain = f"{'':<16}{_losses(data)}  lr {data['learning_rate']:.1e}"
+        self._losses.stylize("dim")
+        if phase == "student" and step >= steps:
+            self._begin("export")
+
+    def _begin(self, phase: str) -> None:
+        """Open the bar of a phase, once; the phases before it are then done."""
+        if phase in self._tasks:
+            return
+        for task in self._tasks.values():
+            self._fill(task)
+        self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, speed="", eta=None)
+
+    def _end(self, *, done: bool) -> None:
+        for task in self._tasks.values():
+            if done:
+                self._fill(task)
+            else:
+                self._progress.stop_task(task)
+        self._losses.plain = ""
+        self.live.refresh()
+
+    def _fill(self, task_id: TaskID) -> None:
+        task = self._progress.tasks[self._progress.task_ids.index(task_id)]
+        total = task.total or 1
+        self._progress.update(task_id, total=total, completed=total, eta=None, speed="")
+        self._progress.stop_task(task_id)
+
+
+class _Steps(ProgressColumn):
+    """`120/300`; nothing for a phase without steps."""
+
+    def render(self, task: Task) -> Text:
+        steps = "" if task.total is None or task.total <= 1 else f"{task.completed:.0f}/{task.total:.0f}"
+        return Text(steps, justify="right")
+
+
+class _Speed(ProgressColumn):
+    """Images per second and time left while a phase runs, its duration afterwards."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(f"in {duration(task.finished_time or 0.0)}", style="dim")
+        left = task.fields.get("eta")
+        return Text(f"{task.fields.get('speed', '')}  {'' if left is None else duration(left) + ' left'}".strip())
+
+
+def _sentence(kind: str, data: Json) -> Text | None:
+    """What one event says in a line; None for those that are not news to people."""
+    if kind == "evaluated":
+        return _evaluated(data)
+    if kind == "status":
+        return _status(data)
+    if kind == "note":
+        warning = data["level"] == "warning"
+        return Text.assemble(("warning  " if warning else "", "yellow"), data["message"])
+    if kind == "started":
+        return _started(data)
+    if kind == "failed":
+        return Text.assemble(("failed   ", "red"), data["message"])
+    return None
+
+
+def _evaluated(data: Json) -> Text:
+    subject = SUBJECTS.get(data["subject"], data["subject"])
+    step = f"  at step {data['step']}" if data["subject"] != "teacher" else ""
+    accuracy = f"  pixel accuracy {fraction(data['pixel_accuracy'])}"
+    score = (f"mIoU {fraction(data['miou'])}", "bold green")
+    return Text.assemble((f"{subject:<16}", "bold"), score, accuracy, (f"{step}  {data['images']} images", "dim"))
+
+
+def _status(data: Json) -> Text:
+    to = data["to"]
+    parts: list[Any] = [(f"{to:<9}", STATUS_COLOURS.get(to, ""))]
+    attempt = data.get("attempt") or 1
+    if to == "running":
+        parts.append(f"on {data.get('worker') or 'a worker'}")
+    elif data.get("reason") and data["reason"] not in ("finished", "cancelled_by_user"):
+        parts.append(data["reason"].replace("_", " "))
+    if attempt > 1:
+        parts.append((f"  attempt {attempt}", "dim"))
+    return Text.assemble(*parts)
+
+
+def _started(data: Json) -> Text:
+    resumed = data.get("resumed_from")
+    return Text.assemble(
+        ("continues" if resumed else "starts", "bold"),
+        f" on {data['device']}, {data['threads']} threads, torch {data['torch']}, {data['total_steps']} steps",
+        f", {resumed} of them done" if resumed else "",
+    )
+
+
+def _progress_line(data: Json) -> Text:
+    phase = PHASES.get(data["phase"], data["phase"])
+    return Text(
+        f"{phase:<16}step {data['step']}/{data['steps']}  {_losses(data)}  lr {data['learning_rate']:.1e}  "
+        f"{data['images_per_s']:.0f} img/s  {duration(data['eta_s'])} left"
+    )
+
+
+def _losses(data: Json) -> str:
+    return "  ".join(f"{name} {number(value)}" for name, value in data["losses"].items())
+
+
+def _clock(at: str | None) -> str:
+    return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S") if at else "        "
