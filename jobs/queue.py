@@ -18,6 +18,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = {
     "socket_keepalive": True,
     "socket_timeout": 30,
     "socket_connect_timeout": 5,
+    "connect_retries_timeout": 1,  # s; `publish` gives up then, a worker's consumer keeps trying all the same
     "retry_on_timeout": True,
     "global_keyprefix": "dsd:",
 }
