@@ -39,8 +39,9 @@ def fetch(http: httpx.Client, path: str, to: Path, progress: Progress, away: Cal
 
 def _append(http: httpx.Client, path: str, part: Path, tag: Path, progress: Progress) -> None:
     """Ask for what is missing; a file that has changed since comes whole, and the part starts anew."""
-    have = part.stat().st_size if part.exists() and tag.exists() else 0
-    headers = {"Range": f"bytes={have}-", "If-Range": tag.read_text()} if have else {}
+    known = tag.read_text() if tag.exists() else ""
+    have = part.stat().st_size if part.exists() and known else 0
+    headers = {"Range": f"bytes={have}-", "If-Range": known} if have else {}
     with http.stream("GET", path, headers={"Accept-Encoding": "identity", **headers}) as answer:
         if answer.status_code == 416:  # nothing is missing: the connection broke after the last byte
             return
@@ -55,7 +56,9 @@ def _append(http: httpx.Client, path: str, part: Path, tag: Path, progress: Prog
         with open(part, "r+b" if have else "wb") as file:
             file.truncate(have)
             file.seek(have)
-            for chunk in answer.iter_bytes(1 << 16):
+            for (
+                chunk
+            ) in answer.iter_bytes():  # with a chunk size, bytes held back for it would be lost with the connection
                 file.write(chunk)
                 have += len(chunk)
                 progress(have, total)

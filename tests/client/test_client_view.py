@@ -1,0 +1,102 @@
+"""What people see of a job: live, in a log, and at its end."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from client.report import result_table
+from client.text import amount, duration, number, size
+from client.view import JobView
+from tests.client import scenes
+
+
+def seen(story: list[dict[str, Any]], *, terminal: bool) -> str:
+    """Everything printed while a job's events arrive."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
+    with JobView(console, "espnet  job_1") as view:
+        view.follow(story)
+    return out.getvalue()
+
+
+def table(result: dict[str, Any]) -> str:
+    console = Console(record=True, width=100, file=io.StringIO())
+    console.print(result_table(result))
+    return console.export_text()
+
+
+def test_a_log_gets_plain_lines_without_control_characters() -> None:
+    text = seen(scenes.run(), terminal=False)
+    assert "\x1b" not in text and "\r" not in text
+    assert "step 60/100" in text and "45 img/s" in text and "1 min 23 s left" in text
+    assert "csd nan" in text and "psd 1.00e-05" in text
+    assert text.count("mIoU") == 3
+
+
+def test_a_terminal_gets_bars_for_every_phase_and_the_lines_above_them() -> None:
+    text = seen(scenes.run(), terminal=True)
+    last_frame = text[text.rindex("prepare") :]
+    for phase in ("without teacher", "student", "export"):
+        assert phase in last_frame
+    assert "100/100" in last_frame
+    assert "The class pole is rare." in text
+
+
+def test_the_view_keeps_the_result_and_the_failure() -> None:
+    view = JobView(Console(file=io.StringIO()), "")
+    view.follow(scenes.run())
+    assert view.result is not None and view.result["gain"] == 0.03
+    view.follow([{"type": "failed", "code": "invalid_data", "message": "no folder", "hint": None, "field": None}])
+    assert view.error is not None and view.error["message"] == "no folder"
+
+
+def test_events_of_the_api_and_of_a_run_folder_look_the_same() -> None:
+    story = scenes.run()
+    of_api = [{"seq": n, "at": event["at"], "type": event["type"], "data": event} for n, event in enumerate(story)]
+    assert seen(of_api, terminal=False) == seen(story, terminal=False)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"from": "queued", "to": "running", "worker": "gpu-1", "attempt": 1}, "running  on gpu-1"),
+        ({"from": "running", "to": "queued", "reason": "worker_lost", "attempt": 2}, "worker lost  attempt 2"),
+        ({"from": "running", "to": "cancelled", "reason": "cancelled_by_user", "attempt": 1}, "cancelled"),
+    ],
+)
+def test_moves_of_the_status_are_told(data: dict[str, Any], said: str) -> None:
+    assert said in seen([{"type": "status", "seq": 1, "at": scenes.AT, "data": data}], terminal=False)
+
+
+def test_the_table_compares_teacher_baseline_and_student() -> None:
+    text = table(scenes.result())
+    for figure in ("0.6500", "0.5200", "0.5500", "364 k", "13.0 M", "1.20 G", "12.5 ms", "1.70 MB", "+0.0300"):
+        assert figure in text
+    assert "35.7x fewer parameters" in text
+
+
+def test_a_loss_by_distillation_is_shown_as_one() -> None:
+    text = table(scenes.result(gain=-0.012))
+    assert "-0.0120 mIoU" in text and "did not help" in text
+
+
+def test_a_student_without_teacher_has_no_gain() -> None:
+    text = table(scenes.result(teacher=None, teacher_cost=None, baseline=None, gain=None))
+    assert "Gain" not in text and "teacher" not in text and "0.5500" in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (duration(3.25), "3.2 s"), (duration(59.7), "1 min 00 s"), (duration(3900), "1 h 05 min"),
+        (amount(940), "940"), (amount(999_999), "1.00 M"), (amount(12_345_678_901), "12.3 G"),
+        (size(812), "812 B"), (size(1_480_000), "1.48 MB"),
+        (number(0.0), "0"), (number(None), "nan"), (number(0.00012), "1.20e-04"),
+    ],
+)  # fmt: skip
+def test_numbers_are_short(shown: str, expected: str) -> None:
+    assert shown == expected
