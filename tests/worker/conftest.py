@@ -10,6 +10,7 @@ import pytest
 
 from jobs import db
 from jobs.settings import Settings
+from tests.worker.mlflow_server import MlflowServer
 from tests.worker.service import SCRIPTED, RunningWorker, Service
 from worker import run
 
@@ -48,3 +49,12 @@ def in_background(service: Service) -> Iterator[Callable[..., RunningWorker]]:
     for worker in workers:
         worker.stopping.set()
         worker.thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """One server for all tests: it takes ten seconds and more to start. Tests name their jobs apart."""
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.end()

@@ -1,0 +1,127 @@
+"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, and keeps MLflow up to date.
+
+Safe to run twice: outbox rows are handed to one relay at a time and a doubled message is refused by the claim, every
+move of a status is guarded by what it was, and tracking is done by whoever holds its lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, Thread
+
+from celery import Celery
+from sqlalchemy import Engine
+
+from jobs import db, queue, store
+from jobs.settings import Settings, settings
+
+log = logging.getLogger(__name__)
+
+RELAY_S = 0.25
+RELAY_BATCH = 50
+LONGEST_DELAY_S = 60.0
+END_S = 20.0  # for tracking to finish the call it is in
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if settings().broker_url is None:
+        raise SystemExit("DSD_BROKER_URL is not set, for example redis://localhost:6379/0; `dsd up` starts a broker.")
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    serve(settings(), stop)
+
+
+def serve(settings: Settings, stop: Event) -> None:
+    """Relay and reconcile in this thread, track in another, until `stop`."""
+    assert settings.broker_url is not None
+    engine = db.make_engine(settings.db_url)
+    app = queue.make_app(settings.broker_url)
+    reconciler = Reconciler(engine, settings)
+    tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
+    tracking.start()
+    log.info("controller.started")
+    while not stop.is_set():
+        _surviving(lambda: relay(engine, app))
+        if reconciler.is_due():
+            _surviving(reconciler.tick)
+        stop.wait(RELAY_S)
+    tracking.join(END_S)
+    engine.dispose()
+    log.info("controller.ended")
+
+
+def relay(engine: Engine, app: Celery) -> int:
+    """Publish what is due; returns how many went out. While the broker is away they wait, longer each time."""
+    with db.begin(engine) as s:
+        due = [(row.id, row.job_id, row.attempt, row.tries) for row in store.due_outbox(s, RELAY_BATCH)]
+    sent: list[int] = []
+    for id, job_id, attempt, _ in due:
+        try:
+            queue.publish(app, job_id, attempt)
+        except Exception as error:  # a broker fails in many ways: away, full, read-only, wrong password
+            log.warning("relay.broker_fails waiting=%s error=%s", len(due) - len(sent), error)
+            break
+        sent.append(id)
+    if due:
+        with db.begin(engine) as s:
+            store.mark_sent(s, sent)
+            for id, _, _, tries in due[len(sent) :]:
+                store.mark_failed(s, [id], delay_s=min(2.0**tries, LONGEST_DELAY_S))
+    return len(sent)
+
+
+@dataclass
+class Reconciler:
+    """Takes jobs from workers that are not heard of, and announces again the queued jobs that nobody claimed."""
+
+    engine: Engine
+    settings: Settings
+    ticked_at: float | None = None  # time.monotonic() of the last round that reached the database
+    patient_until: float = 0.0
+
+    def is_due(self) -> bool:
+        return self.ticked_at is None or time.monotonic() - self.ticked_at >= self.settings.tick_s
+
+    def tick(self) -> None:
+        """One round. After a time in which the database was not seen, workers get one lease to be heard of again.
+
+        They may have been cut off just as this process was; a start counts as such a time.
+        """
+        now = time.monotonic()
+        if self.ticked_at is None or now - self.ticked_at > 2 * self.settings.tick_s + 1:
+            self.patient_until = now + self.settings.lease_s
+        with db.begin(self.engine) as s:
+            lost = store.expire_leases(s) if now >= self.patient_until else []
+            announced = store.redispatch(s, self.settings.redispatch_s)
+        self.ticked_at = time.monotonic()
+        if lost or announced:
+            log.warning("reconciler.tick lost=%s announced_again=%s", lost, announced)
+
+
+def _surviving(step: Callable[[], object]) -> None:
+    """An error of one round, such as a database that restarts, must not end the controller."""
+    try:
+        step()
+    except Exception:
+        log.exception("controller.round_failed")
+
+
+def _track(settings: Settings, stop: Event) -> None:
+    """Imported here because mlflow takes seconds to load, and a job that was submitted should not wait for it."""
+    if settings.mlflow_url is None:
+        log.info("tracking.off: DSD_MLFLOW_URL is not set")
+        return
+    from worker.tracking import Tracker
+
+    Tracker(settings, settings.mlflow_url).run(stop)
+
+
+if __name__ == "__main__":
+    main()
