@@ -131,8 +131,9 @@ def expire_leases(s: Session, *, now: datetime | None = None, limit: int = 100) 
     query = select(JobRow).where(JobRow.status.in_(CLAIMED), lapsed).order_by(JobRow.id).limit(limit)
     rows = list(s.scalars(query.with_for_update(skip_locked=True), execution_options={"populate_existing": True}))
     for row in rows:
+        heard_at = row.heartbeat_at or row.updated_at
         error = DsdError(
-            f"The worker {row.worker} was not heard of since {row.heartbeat_at or row.updated_at:%Y-%m-%d %H:%M:%S} UTC.",
+            f"The worker {row.worker} was not heard of since {heard_at:%Y-%m-%d %H:%M:%S} UTC.",
             hint="Look at that machine: it may have been switched off, lost its network or run out of memory.",
         ).as_dict() | {"code": str(Reason.WORKER_LOST)}
         _end_claim(s, row, Reason.WORKER_LOST, now, error=error, run_seconds=row.run_seconds + _seconds_heard(s, row))
