@@ -1,0 +1,57 @@
+"""What a network costs: parameters, operations, and time per image."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsd_core.models.networks import as_spec, build, stride
+from dsd_core.models.segmenter import Segmenter
+from dsd_core.spec import NetworkSpec
+
+BUDGET_S = 2.0
+
+
+def count_params(network: nn.Module) -> int:
+    """Number of learned values; running statistics do not count."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_flops(network: NetworkSpec | str, classes: int, size: tuple[int, int]) -> int:
+    """Operations of a forward pass on one image of (height, width), two per multiply-add; nothing is computed.
+
+    Convolutions and matrix products count; normalisation, activation and resizing do not. The size grows to the stride.
+    """
+    spec = as_spec(network).model_copy(update={"encoder_weights": None})
+    module = build(spec, classes).eval().to("meta")
+    height, width = (-(-side // stride(spec)) * stride(spec) for side in size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(torch.empty(1, 3, height, width, device="meta"))
+    return int(counter.get_total_flops())
+
+
+def latency_ms(segmenter: Segmenter, size: tuple[int, int], threads: int) -> float:
+    """Median milliseconds of a forward pass on one image of (height, width), CPU; at least 5 passes and 2 seconds."""
+    before = torch.get_num_threads()
+    image = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            segmenter(image)
+            return statistics.median(_timed_passes(segmenter, image))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed_passes(segmenter: Segmenter, image: torch.Tensor) -> list[float]:
+    times_ms: list[float] = []
+    end = time.perf_counter() + BUDGET_S
+    while len(times_ms) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        segmenter(image)
+        times_ms.append((time.perf_counter() - start) * 1000)
+    return times_ms

@@ -1,0 +1,30 @@
+"""A network that teaches and never learns."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+
+class Frozen(nn.Module):
+    """The module in eval mode for good: `.train()` does not reach it, it takes no gradients and records no graph."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.requires_grad_(False)
+        self.eval()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network inside, where taps are resolved."""
+        inner = self.module
+        return inner.network if isinstance(getattr(inner, "network", None), nn.Module) else inner
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return self.module(*args, **kwargs)

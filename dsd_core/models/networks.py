@@ -1,0 +1,75 @@
+"""Build networks by name. Every network takes float NCHW and gives logits NKHW at the size of its input."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dsd_core.errors import SpecError
+from dsd_core.models.espnet import ESPNet
+from dsd_core.models.names import STRIDES, check_network
+from dsd_core.spec import NetworkSpec
+
+
+def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
+    """The network with `classes` outputs, random or with its encoder's pretrained weights; nothing in it works in place.
+
+    Raises SpecError for an encoder or option it cannot take, WeightsError where pretrained weights cannot be fetched.
+    """
+    spec = as_spec(network)
+    check_network(spec, field)
+    module = _build_espnet(spec, classes, field) if spec.name == "espnet" else _build_decoder(spec, classes, field)
+    switch_off_in_place(module)
+    return module
+
+
+def stride(network: NetworkSpec | str) -> int:
+    """Height and width given to the network must be multiples of this."""
+    return STRIDES[as_spec(network).name]
+
+
+def default_taps(module: nn.Module) -> tuple[str, ...]:
+    """Names of the network's stages, shallow to deep, for `Taps`: 1/2 to 1/8 in ESPNet, 1/4 and below in others."""
+    if isinstance(module, ESPNet):
+        return ("encoder.level1", "encoder.level2", "encoder.level3")
+    channels = module.encoder.out_channels
+    return tuple(f"encoder:{stage}" for stage in range(2, len(channels)) if channels[stage])
+
+
+def head_taps(module: nn.Module) -> tuple[str, ...]:
+    """Names of the head's input and of the logits at the head's own resolution; no network has auxiliary logits."""
+    return ("conv", "classifier") if isinstance(module, ESPNet) else ("decoder", "segmentation_head.0")
+
+
+def switch_off_in_place(module: nn.Module) -> None:
+    """Make every activation and dropout of the module write to new memory, so that tapped tensors stay as they were."""
+    for part in module.modules():
+        if getattr(part, "inplace", False) is True:
+            part.inplace = False
+
+
+def as_spec(network: NetworkSpec | str) -> NetworkSpec:
+    """The spec itself, or that of the short form `fpn:resnet18`. Raises SpecError."""
+    if isinstance(network, NetworkSpec):
+        return network
+    try:
+        return NetworkSpec.model_validate(network)
+    except ValueError as error:
+        raise SpecError(f"{network!r} is not a network: {error}") from error
+
+
+def _build_espnet(spec: NetworkSpec, classes: int, field: str) -> nn.Module:
+    p, q = spec.options.get("p", 2), spec.options.get("q", 8)
+    image_in_skip = spec.options.get("image_in_skip", True)
+    for name, count in (("p", p), ("q", q)):
+        if type(count) is not int or not 1 <= count <= 100:
+            raise SpecError(f"{name} of espnet is {count!r}.", field=f"{field}/options/{name}", hint="Give 1 to 100.")
+    if not isinstance(image_in_skip, bool):
+        raise SpecError("image_in_skip of espnet must be true or false.", field=f"{field}/options/image_in_skip")
+    return ESPNet(classes, p, q, image_in_skip)
+
+
+def _build_decoder(spec: NetworkSpec, classes: int, field: str) -> nn.Module:
+    # Importing the zoo takes seconds, which ESPNet need not wait for.
+    from dsd_core.models.zoo import build_decoder
+
+    return build_decoder(spec, classes, field)
