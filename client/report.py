@@ -65,11 +65,21 @@ def _smaller(result: Json) -> Text | None:
     teacher, student = result.get("teacher_cost"), result["student_cost"]
     if not teacher:
         return None
-    ratios = [(f"{teacher[key] / student[key]:.1f}x", what) for key, what in _RATIOS if student[key]]
-    return Text("Compared  " + ", ".join(f"{ratio} {what}" for ratio, what in ratios) + " than the teacher")
+    ratios = [_ratio(teacher[key], student[key], less, more) for key, less, more in _COMPARED]
+    return Text("Compared  " + ", ".join(ratios) + " than the teacher")
 
 
-_RATIOS = (("params", "fewer parameters"), ("flops", "fewer FLOPs"), ("latency_ms", "faster"))
+_COMPARED = (
+    ("params", "fewer parameters", "more parameters"),
+    ("flops", "fewer FLOPs", "more FLOPs"),
+    ("latency_ms", "faster", "slower"),
+)
+
+
+def _ratio(teacher: float, student: float, less: str, more: str) -> str:
+    return (
+        f"{teacher / student:.1f}x {less}" if teacher >= student > 0 else f"{student / max(teacher, 1e-9):.1f}x {more}"
+    )
 
 
 def _files(result: Json) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from datetime import datetime
 from types import TracebackType
@@ -53,17 +54,18 @@ class JobView:
     def show(self, event: Json) -> None:
         """Show one event: of a run folder (`type` beside its fields) or of the API (fields under `data`)."""
         kind, data = event["type"], event.get("data") or event
+        at = event.get("at") or data.get("at")
         if kind == "finished":
             self.result = data["result"]
         elif kind == "failed":
             self.error = data
         if self._bars:
-            self._bars.move(kind, data)
+            self._bars.move(kind, data, _seconds(at))
         line = _sentence(kind, data)
         if line is None and kind == "progress" and not self._bars:
             line = _progress_line(data)
         if line is not None:
-            clock = Text(_clock(event.get("at") or data.get("at")), style="dim")
+            clock = Text(_clock(at), style="dim")
             self.console.print(Text.assemble(clock, "  ", line), soft_wrap=True)
 
 
@@ -82,48 +84,51 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
         self.live = Live(Group(self._progress, self._losses), console=console, refresh_per_second=8)
 
-    def move(self, kind: str, data: Json) -> None:
+    def move(self, kind: str, data: Json, now_s: float) -> None:
+        """Take one event that happened at `now_s`: a history that is played back shows the durations of then."""
         if kind == "started":
-            self._begin("prepare")
+            self._begin("prepare", now_s)
         elif kind == "progress":
-            self._advance(data)
+            self._advance(data, now_s)
         elif kind in ("finished", "failed"):
-            self._end(done=kind == "finished")
+            self._end(now_s, done=kind == "finished")
         elif kind == "status" and data.get("to") != "running":
-            self._end(done=data.get("to") == "succeeded")
+            self._end(now_s, done=data.get("to") == "succeeded")
 
-    def _advance(self, data: Json) -> None:
+    def _advance(self, data: Json, now_s: float) -> None:
         phase, step, steps = data["phase"], data["step"], data["steps"]
-        self._begin(phase)
+        self._begin(phase, now_s)
         speed = f"{data['images_per_s']:.0f} img/s"
         self._progress.update(self._tasks[phase], completed=step, total=steps, speed=speed, eta=data["eta_s"])
         self._losses.plain = f"{'':<16}{_losses(data)}  lr {data['learning_rate']:.1e}"
         self._losses.stylize("dim")
         if phase == "student" and step >= steps:
-            self._begin("export")
+            self._begin("export", now_s)
 
-    def _begin(self, phase: str) -> None:
+    def _begin(self, phase: str, now_s: float) -> None:
         """Open the bar of a phase, once; the phases before it are then done."""
         if phase in self._tasks:
             return
         for task in self._tasks.values():
-            self._fill(task)
-        self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, speed="", eta=None)
+            self._fill(task, now_s)
+        fields: Json = {"speed": "", "eta": None, "began_s": now_s, "took_s": None}
+        self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, **fields)
 
-    def _end(self, *, done: bool) -> None:
+    def _end(self, now_s: float, *, done: bool) -> None:
         for task in self._tasks.values():
             if done:
-                self._fill(task)
+                self._fill(task, now_s)
             else:
                 self._progress.stop_task(task)
         self._losses.plain = ""
         self.live.refresh()
 
-    def _fill(self, task_id: TaskID) -> None:
+    def _fill(self, task_id: TaskID, now_s: float) -> None:
         task = self._progress.tasks[self._progress.task_ids.index(task_id)]
-        total = task.total or 1
-        self._progress.update(task_id, total=total, completed=total, eta=None, speed="")
-        self._progress.stop_task(task_id)
+        if task.fields["took_s"] is None:
+            total = task.total or 1
+            self._progress.update(task_id, total=total, completed=total, took_s=now_s - task.fields["began_s"])
+            self._progress.stop_task(task_id)
 
 
 class _Steps(ProgressColumn):
@@ -138,10 +143,10 @@ class _Speed(ProgressColumn):
     """Images per second and time left while a phase runs, its duration afterwards."""
 
     def render(self, task: Task) -> Text:
-        if task.finished:
-            return Text(f"in {duration(task.finished_time or 0.0)}", style="dim")
-        left = task.fields.get("eta")
-        return Text(f"{task.fields.get('speed', '')}  {'' if left is None else duration(left) + ' left'}".strip())
+        if task.fields["took_s"] is not None:
+            return Text(f"in {duration(task.fields['took_s'])}", style="dim")
+        left = task.fields["eta"]
+        return Text(f"{task.fields['speed']}  {'' if left is None else duration(left) + ' left'}".strip())
 
 
 def _sentence(kind: str, data: Json) -> Text | None:
@@ -200,6 +205,10 @@ def _progress_line(data: Json) -> Text:
 
 def _losses(data: Json) -> str:
     return "  ".join(f"{name} {number(value)}" for name, value in data["losses"].items())
+
+
+def _seconds(at: str | None) -> float:
+    return datetime.fromisoformat(at).timestamp() if at else time.time()
 
 
 def _clock(at: str | None) -> str:

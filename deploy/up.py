@@ -17,11 +17,13 @@ from rich.markup import escape
 
 from deploy import home as home_folder
 from deploy import services
+from deploy.home import UpError
 from deploy.services import Service
 from deploy.supervisor import Say, Supervisor
 from deploy.watchdog import Watchdog
 from dsd_core.errors import DsdError
 from jobs.db import migrate
+from jobs.queue import broker_alive
 from jobs.settings import Settings
 
 COLOURS = {"starting": "dim", "ready": "green", "ended": "yellow", "stopped": "dim", "killed": "yellow"}
@@ -71,6 +73,7 @@ def _up(args: argparse.Namespace, console: Console) -> int:
         supervisor = Supervisor(home, watchdog, env, _teller(console))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, supervisor.ask_to_stop)
+        _check_broker(settings)
         migrate(settings.db_url)
         return _run(supervisor, settings, args, console)
     finally:
@@ -116,6 +119,14 @@ def _environment(settings: Settings) -> dict[str, str]:
     return env
 
 
+def _check_broker(settings: Settings) -> None:
+    """The URL is not repeated: it may hold a password."""
+    if settings.broker_url and not broker_alive(settings.broker_url):
+        raise UpError(
+            "The broker of DSD_BROKER_URL does not answer.", hint="Start it, or unset DSD_BROKER_URL to use our own."
+        )
+
+
 def _run(supervisor: Supervisor, settings: Settings, args: argparse.Namespace, console: Console) -> int:
     home, own_mlflow = settings.home_dir, not args.no_mlflow and settings.mlflow_url is None
     api_url = f"http://{_reachable(settings.api_host)}:{settings.api_port}"
@@ -152,15 +163,21 @@ def _reachable(host: str) -> str:
 
 def _announce(console: Console, settings: Settings, api_url: str, mlflow_url: str | None) -> None:
     home_folder.write_address(settings.home_dir, {"pid": os.getpid(), "api_url": api_url, "mlflow_url": mlflow_url})
-    console.print(f"  API        {api_url}   [dim]docs at[/] {api_url}/docs")
+    console.print(f"\n  API docs   [cyan]{api_url}/docs[/]")
     if mlflow_url:
-        console.print(f"  MLflow     {settings.mlflow_public_url or mlflow_url}")
-    console.print("  Submit     dsd submit FILE --watch   [dim]Ctrl-C stops everything[/]")
+        console.print(f"  MLflow     [cyan]{settings.mlflow_public_url or mlflow_url}[/]")
+    console.print("  Submit     dsd submit FILE --watch")
+    console.print("  Stop       Ctrl-C\n")
 
 
 def _teller(console: Console) -> Say:
+    started: set[str] = set()
+
     def say(service: Service, state: str, detail: str) -> None:
-        console.print(f"  [{COLOURS[state]}]{state:<9}[/] {service.name:<12} [dim]{escape(detail)}[/]")
+        first = state == "starting" and service.name not in started
+        started.add(service.name)
+        if not first:
+            console.print(f"  [{COLOURS[state]}]{state:<9}[/] {service.name:<12} [dim]{escape(detail)}[/]")
 
     return say
 

@@ -46,6 +46,14 @@ def test_a_terminal_gets_bars_for_every_phase_and_the_lines_above_them() -> None
     assert "The class pole is rare." in text
 
 
+def test_a_history_that_is_played_back_shows_the_durations_of_then() -> None:
+    story = scenes.run()
+    for minutes, event in enumerate(story):
+        event["at"] = f"2026-01-02T03:{minutes:02d}:00Z"
+    last_frame = seen(story, terminal=True).rsplit("prepare", 1)[1]
+    assert "in 2 min 00 s" in last_frame and "in 5 min 00 s" in last_frame
+
+
 def test_the_view_keeps_the_result_and_the_failure() -> None:
     view = JobView(Console(file=io.StringIO()), "")
     view.follow(scenes.run())
