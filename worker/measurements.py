@@ -17,9 +17,9 @@ class Measurement(NamedTuple):
     step: int  # over all phases
 
 
-def measurements(event: dict[str, Any]) -> list[Measurement]:
+def measurements(type: str, event: dict[str, Any]) -> list[Measurement]:
     """The metrics of a progress or evaluated event; none of others. Numbers that are not there are left out."""
-    named = _NAMED.get(event["type"])
+    named = _NAMED.get(type)
     if named is None:
         return []
     return [

@@ -9,27 +9,32 @@ from __future__ import annotations
 import mmap
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Task
+from celery import Celery, Task
 from celery.signals import celeryd_init, worker_shutting_down
 
 from jobs import queue
 from jobs.settings import settings
 from worker import run
 
-app = queue.make_app(settings().broker_url or "memory://")  # importable without one; `_needs_a_broker` stops the worker
 _shutting_down = mmap.mmap(-1, 1)
 
 
-@app.task(name=queue.TASK, bind=True)
-def run_job(self: Task, job_id: str, attempt: int) -> None:
-    """Run one attempt at a job, if it is there to be run."""
-    worker = f"{self.request.hostname}/{os.getpid()}"
-    with _terminate_means_shutdown():
-        run.run_job(settings(), job_id, attempt, worker=worker, stopping=_is_shutting_down)
+def make_app(broker_url: str | None, command: Sequence[str] = run.TRAINING) -> Celery:
+    """The application with the one task a worker has; `command` is the training process."""
+    app = queue.make_app(broker_url or "memory://")  # importable without a broker; `_needs_a_broker` stops the worker
+
+    @app.task(name=queue.TASK, bind=True)  # type: ignore[untyped-decorator,unused-ignore]
+    def run_job(self: Task, job_id: str, attempt: int) -> None:
+        """Run one attempt at a job, if it is there to be run."""
+        worker = f"{self.request.hostname}/{os.getpid()}"
+        with _terminate_means_shutdown():
+            run.run_job(settings(), job_id, attempt, worker=worker, stopping=_is_shutting_down, command=command)
+
+    return app
 
 
 def _is_shutting_down() -> bool:
@@ -55,3 +60,6 @@ def _terminate_means_shutdown() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+app = make_app(settings().broker_url)

@@ -27,6 +27,8 @@ from typing import IO, Any, TypeVar
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # s; the default waits for an hour in all
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", ".*inferred as AnyType")  # mlflow's own type hints
@@ -176,7 +178,11 @@ class Tracker:
         return run_id
 
     def _copy(self, row: JobRow, run_id: str, events: list[JobEventRow]) -> None:
-        metrics = [Metric(m.name, m.value, _ms(event.at), m.step) for event in events for m in measurements(event.data)]
+        metrics = [
+            Metric(m.name, m.value, _ms(event.at), m.step)
+            for event in events
+            for m in measurements(event.type, event.data)
+        ]
         for chunk in _chunks(metrics, METRICS):
             self.client.log_batch(run_id, metrics=chunk)
         folder = self.settings.run_dir(row.id)
@@ -231,13 +237,13 @@ class Tracker:
         return version
 
     def _create_version(self, row: JobRow, run_id: str, tags: dict[str, str]) -> Any:
+        card = (self._student(row) / "README.md").read_text(encoding="utf-8")
         model_id = self._logged_model(row, run_id, tags)
         try:
             self.client.create_registered_model(row.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        card = (self._student(row) / "README.md").read_text(encoding="utf-8")
         return self.client.create_model_version(
             row.name, f"models:/{model_id}", run_id, tags=tags, description=card, model_id=model_id
         )

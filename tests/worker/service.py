@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 from sqlalchemy import Engine
 
 from dsd_core.spec import parse_spec
@@ -29,6 +30,11 @@ def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.03)
     return value
+
+
+def runs(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 @dataclass

@@ -6,12 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
+from tests.worker.service import runs, until
 from worker import launch
 
 SLEEPS = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -25,17 +22,6 @@ WITH_A_CHILD = [
     "-c",
     "import subprocess, time; p = subprocess.Popen(['sleep', '60']); print('up', p.pid, flush=True); time.sleep(60)",
 ]
-
-
-def until(what: Callable[[], object], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not what():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
-def runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def started(command: list[str], folder: Path, job_id: str = "job_launch") -> launch.Child:

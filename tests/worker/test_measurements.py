@@ -20,7 +20,7 @@ SPEC = {
 
 
 def test_progress_becomes_metrics_under_its_phase_and_system_metrics_under_theirs() -> None:
-    found = {m.name: m.value for m in measurements(json.loads(progress(4).model_dump_json()))}
+    found = {m.name: m.value for m in measurements("progress", json.loads(progress(4).model_dump_json()))}
     assert found == {
         "student/loss/loss": 0.25,
         "student/loss/psd": 0.25,
@@ -34,7 +34,7 @@ def test_progress_becomes_metrics_under_its_phase_and_system_metrics_under_their
 
 def test_scores_become_metrics_with_names_mlflow_takes_and_absent_classes_are_left_out() -> None:
     event = Evaluated(subject="teacher", step=3, total_step=9, images=2, seconds=0.1, **SCORE.model_dump())
-    found = measurements(json.loads(event.model_dump_json()))
+    found = measurements("evaluated", json.loads(event.model_dump_json()))
     assert {(m.name, m.value) for m in found} == {
         ("teacher/miou", 0.5),
         ("teacher/pixel_accuracy", 0.75),
@@ -44,7 +44,7 @@ def test_scores_become_metrics_with_names_mlflow_takes_and_absent_classes_are_le
 
 
 def test_events_without_numbers_have_no_metrics() -> None:
-    assert measurements({"type": "note", "message": "hello"}) == []
+    assert measurements("status", {"from": None, "to": "queued"}) == []
 
 
 def test_every_field_of_a_spec_is_a_parameter_of_its_path() -> None:

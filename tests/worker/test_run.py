@@ -6,18 +6,13 @@ import os
 import signal
 from collections.abc import Callable
 
-import psutil
 from sqlalchemy import text
 
 from jobs import db, store
 from jobs.status import Reason, Status
-from tests.worker.service import RunningWorker, Service, until
+from tests.worker.service import RunningWorker, Service, runs, until
 
 Start = Callable[..., RunningWorker]
-
-
-def runs(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_job_that_finishes_has_its_result_and_its_whole_history(service: Service) -> None:
