@@ -50,11 +50,14 @@ def scan(dataset: Dataset, *, budget_s: float | None = None, field: str = "/data
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        seen = [result for result in pool.map(look, range(len(dataset))) if result is not None]
-    bad = [result for result in seen if isinstance(result, DataError)]
+        looks = list(pool.map(look, range(len(dataset))))
+    bad = [result for result in looks if isinstance(result, DataError)]
     if bad:
         raise _all_in_one(bad, dataset, field)
-    counts = sum(seen, start=np.zeros(256, dtype=np.int64))
+    seen = [result for result in looks if isinstance(result, np.ndarray)]
+    counts = np.zeros(256, dtype=np.int64)
+    for count in seen:
+        counts += count
     classes = len(dataset.classes)
     return Scan(
         images=len(seen),

@@ -71,12 +71,14 @@ def paint_sky(scene: Scene) -> None:
         mix = (row / scene.horizon) ** 1.5
         scene.colour_pen.rectangle((0, row, scene.width, row + 4), fill=scene.pen(mixed(top, scene.haze, mix), 0))
     for _ in range(int(scene.uniform(0, 7))):
-        column, row = scene.uniform(0, scene.width), scene.uniform(0, scene.horizon * 0.8)
+        column, middle_row = scene.uniform(0, scene.width), scene.uniform(0, scene.horizon * 0.8)
         cloud = toned(scene.sky, 0.6, scene.uniform(75, 105))
         for _ in range(3):
             across, up = scene.uniform(10, 40), scene.uniform(2, 7)
             middle = column + scene.uniform(-25, 25)
-            scene.colour_pen.ellipse((middle - across, row - up, middle + across, row + up), fill=scene.pen(cloud, 0))
+            scene.colour_pen.ellipse(
+                (middle - across, middle_row - up, middle + across, middle_row + up), fill=scene.pen(cloud, 0)
+            )
     paint_skyline(scene)
 
 

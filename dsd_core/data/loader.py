@@ -1,0 +1,139 @@
+"""Batches of views for training, and of whole images for evaluation.
+
+The order of an epoch is a function of (seed, epoch), a view of (seed, epoch, image): a run that starts at step k sees
+what one that ran from the start sees after k steps, with any number of loader processes, and nothing needs to be saved
+or replayed.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from dsd_core.data.cache import cached
+from dsd_core.data.dataset import Dataset
+from dsd_core.data.views import ORDER, draw_view, uniforms
+from dsd_core.spec import Training
+
+__all__ = ["Batch", "cached", "eval_batches", "steps_per_epoch", "train_batches"]
+
+Draw = tuple[int, int]
+"""(epoch, number): the image is `number` modulo their count, which it exceeds where a batch is the larger."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images_N3HW` uint8 RGB, channels last in memory; `labels_NHW` int64, 255 = ignore; `indices` of the images."""
+
+    images_N3HW: Tensor
+    labels_NHW: Tensor
+    indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def to(self, device: torch.device | str) -> Batch:
+        images = self.images_N3HW.to(device, non_blocking=True)
+        return Batch(images, self.labels_NHW.to(device, non_blocking=True), self.indices)
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader."""
+        return Batch(self.images_N3HW.pin_memory(), self.labels_NHW.pin_memory(), self.indices)
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """Full batches in the dataset, at least one: a dataset smaller than a batch is gone through several times."""
+    return max(1, images // batch)
+
+
+def train_batches(dataset: Dataset, training: Training, first_step: int, steps: int) -> Iterator[Batch]:
+    """The batches of the optimiser steps first_step + 1 .. steps, over as many epochs as that takes.
+
+    Neither depends on torch's global generator nor advances it. Loader processes end with the iterator.
+    """
+    loader = DataLoader(
+        _Views(dataset, training),
+        batch_sampler=_Schedule(len(dataset), training, first_step, steps),
+        num_workers=training.loaders,
+        collate_fn=_batch,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def eval_batches(dataset: Dataset, batch: int) -> Iterator[Batch]:
+    """All images whole and in order; the last batch may be smaller."""
+    for start in range(0, len(dataset), batch):
+        indices = range(start, min(start + batch, len(dataset)))
+        items = [dataset[index] for index in indices]
+        images_NHW3 = np.stack([image for image, _ in items])
+        labels_NHW = np.stack([label for _, label in items])
+        images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
+        yield Batch(images_N3HW, torch.from_numpy(labels_NHW).long(), tuple(indices))
+
+
+class _Schedule(Sampler[list[Draw]]):
+    """What each step draws; any step can be the first, for nothing before it is computed."""
+
+    def __init__(self, images: int, training: Training, first_step: int, steps: int) -> None:
+        self.images = images
+        self.training = training
+        self.first_step = first_step
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first_step)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batch = self.training.batch
+        per_epoch = steps_per_epoch(self.images, batch)
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(self.first_step, self.steps):
+            epoch, position = divmod(step, per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self._order(epoch), epoch
+            places = range(position * batch, (position + 1) * batch)
+            yield [(epoch, self._number(order, place)) for place in places]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.argsort(uniforms(self.training.seed, epoch, 0, ORDER, self.images), kind="stable")
+
+    def _number(self, order: np.ndarray, place: int) -> int:
+        rounds, place = divmod(place, self.images)
+        return rounds * self.images + int(order[place])
+
+
+class _Views(TorchDataset[tuple[Tensor, Tensor, int]]):
+    def __init__(self, dataset: Dataset, training: Training) -> None:
+        self.dataset = dataset
+        self.training = training
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
+        epoch, number = draw
+        index = number % len(self.dataset)
+        image_HW3, label_HW = self.dataset[index]
+        key = (self.training.seed, epoch, number)
+        return *draw_view(image_HW3, label_HW, self.training.augment, key), index
+
+
+def _batch(views: list[tuple[Tensor, Tensor, int]]) -> Batch:
+    height, width = views[0][1].shape
+    images_N3HW = torch.empty((len(views), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for row, (image, _, _) in zip(images_N3HW, views, strict=True):
+        row.copy_(image)
+    return Batch(images_N3HW, torch.stack([label for _, label, _ in views]), tuple(index for _, _, index in views))
+
+
+def _outlive_signals(worker: int) -> None:
+    """A stop is for the trainer, which still wants batches until its checkpoint; loader processes end after it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
