@@ -27,7 +27,7 @@ def make_app(broker_url: str | None, command: Sequence[str] = run.TRAINING) -> C
     """The application with the one task a worker has; `command` is the training process."""
     app = queue.make_app(broker_url or "memory://")  # importable without a broker; `_needs_a_broker` stops the worker
 
-    @app.task(name=queue.TASK, bind=True)  # type: ignore[untyped-decorator,unused-ignore]
+    @app.task(name=queue.TASK, bind=True, shared=False)  # type: ignore[untyped-decorator,unused-ignore]
     def run_job(self: Task, job_id: str, attempt: int) -> None:
         """Run one attempt at a job, if it is there to be run."""
         worker = f"{self.request.hostname}/{os.getpid()}"
