@@ -1,0 +1,45 @@
+"""What endpoints ask for: the settings, the database, and that the caller has the key."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Engine
+
+from api.body import read_spec
+from api.errors import Unauthorized
+from dsd_core.spec import JobSpec
+from jobs.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="The service's DSD_API_KEY, where it has one.")
+
+
+async def require_key(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> None:
+    """Raise Unauthorized where the service has a key and the caller did not send it."""
+    key: str | None = request.app.state.settings.api_key
+    if key is None:
+        return
+    if given is None:
+        raise Unauthorized("This service wants its API key.", hint="Send Authorization: Bearer KEY (DSD_API_KEY).")
+    if not hmac.compare_digest(given.credentials.encode(), key.encode()):
+        raise Unauthorized("This is not the API key of this service.", hint="Check DSD_API_KEY.")
+
+
+async def _settings(request: Request) -> Settings:
+    found: Settings = request.app.state.settings
+    return found
+
+
+async def _engine(request: Request) -> Engine:
+    found: Engine = request.app.state.engine
+    return found
+
+
+SettingsOf = Annotated[Settings, Depends(_settings)]
+Database = Annotated[Engine, Depends(_engine)]
+Spec = Annotated[JobSpec, Depends(read_spec)]

@@ -1,0 +1,96 @@
+"""What a spec may name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from functools import cache
+from typing import Annotated, Any, get_args
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from api.schemas import Catalog, Encoders, Network
+from dsd_core.data import DATASETS
+from dsd_core.models.names import OPTIONS, STRIDES, encoders
+from dsd_core.spec import (
+    DECODERS,
+    NEEDS_TEACHER,
+    OWN_NETWORKS,
+    PRESETS,
+    DatasetSpec,
+    JobSpec,
+    Loss,
+)
+
+router = APIRouter(tags=["catalog"])
+
+NAMES = 100
+
+
+@router.get("/catalog")
+def get_catalog(
+    search: Annotated[str, Query(max_length=100, description="Only encoders with this in their name.")] = "",
+) -> Catalog:
+    """Networks, encoders, losses and datasets, with the JSON Schema of their fields and of a whole job."""
+    return Catalog(
+        networks=_networks(),
+        encoders=_encoders(search.strip().lower()),
+        losses=_losses(),
+        presets=PRESETS,
+        datasets=_datasets(),
+        job_schema=_schema(JobSpec),
+    )
+
+
+def _networks() -> list[Network]:
+    described = OWN_NETWORKS | {name: f"{kind} of segmentation-models-pytorch" for name, kind in DECODERS.items()}
+    return [
+        Network(
+            name=name,
+            description=text,
+            needs_encoder=name in DECODERS,
+            options=list(OPTIONS[name]),
+            stride=STRIDES[name],
+        )
+        for name, text in described.items()
+    ]
+
+
+def _encoders(search: str) -> Encoders:
+    """Those with `search` in their name; where there is none, those with a name near to it."""
+    known = encoders()
+    found = [name for name in known if search in name.lower()]
+    found = found or difflib.get_close_matches(search, known, n=20, cutoff=0.5)
+    return Encoders(count=len(found), names=found[:NAMES])
+
+
+def _losses() -> list[dict[str, Any]]:
+    parts: tuple[type[BaseModel], ...] = get_args(get_args(Loss)[0])
+    return [
+        {
+            "name": name,
+            "description": inspect.getdoc(part),
+            "needs_teacher": name in NEEDS_TEACHER,
+            "schema": _schema(part),
+        }
+        for part in parts
+        for name in [part.model_fields["loss"].default]
+    ]
+
+
+def _datasets() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "description": (inspect.getdoc(opens) or "").partition("\n\n")[0],
+            "needs_root": name != "streets",
+            "schema": _schema(DatasetSpec),
+        }
+        for name, opens in DATASETS.items()
+    ]
+
+
+@cache
+def _schema(part: type[BaseModel]) -> dict[str, Any]:
+    return part.model_json_schema()
