@@ -15,7 +15,7 @@ _NONE: Channels = (0.0, 0.0, 0.0)
 
 
 def affine_in_x(formula: str) -> Affine:
-    """Slope and offset per channel: the formula is slope * x + offset. Raises ValueError, SyntaxError, ArithmeticError."""
+    """Slope and offset per channel: slope * x + offset. Raises ValueError, SyntaxError, ZeroDivisionError."""
     return _value(ast.parse(formula.strip(), mode="eval").body)
 
 

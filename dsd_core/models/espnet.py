@@ -24,14 +24,15 @@ class ESPNet(nn.Module):
     def __init__(self, classes: int, p: int = 2, q: int = 8, image_in_skip: bool = True) -> None:
         super().__init__()
         self.image_in_skip = image_in_skip
-        self.encoder = Encoder(classes, p, q)
-        self.br = nn.BatchNorm2d(classes, eps=EPS)
-        self.up_l3 = nn.Sequential(_twice_as_large(classes))
-        self.level3_C = _conv(131, classes, 1)
-        self.combine_l2_l3 = nn.Sequential(_bn_act(2 * classes), ESP(2 * classes, classes))
-        self.up_l2 = nn.Sequential(_twice_as_large(classes), _bn_act(classes))
-        self.conv = _conv_bn_act((19 if image_in_skip else 16) + classes, classes)
-        self.classifier = _twice_as_large(classes)
+        width = max(classes, 5)  # the ESP module of the decoder needs a channel for each of its five branches
+        self.encoder = Encoder(width, p, q)
+        self.br = nn.BatchNorm2d(width, eps=EPS)
+        self.up_l3 = nn.Sequential(_twice_as_large(width, width))
+        self.level3_C = _conv(131, width, 1)
+        self.combine_l2_l3 = nn.Sequential(_bn_act(2 * width), ESP(2 * width, width))
+        self.up_l2 = nn.Sequential(_twice_as_large(width, width), _bn_act(width))
+        self.conv = _conv_bn_act((19 if image_in_skip else 16) + width, width)
+        self.classifier = _twice_as_large(width, classes)
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
         """Logits NKHW; H and W are multiples of 8."""
@@ -45,7 +46,7 @@ class ESPNet(nn.Module):
 class Encoder(nn.Module):
     """Levels 1 to 3; the pooled image is joined to levels 1 and 2, the down-sampled features to levels 2 and 3."""
 
-    def __init__(self, classes: int, p: int, q: int) -> None:
+    def __init__(self, outputs: int, p: int, q: int) -> None:
         super().__init__()
         self.pool = nn.AvgPool2d(3, stride=2, padding=1)
         self.level1 = _conv_bn_act(3, 16, stride=2)
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
         self.level3_0 = DownESP(2 * 64 + 3, 128)
         self.level3 = nn.Sequential(*(ESP(128, 128) for _ in range(q)))
         self.b3 = _bn_act(2 * 128)
-        self.classifier = _conv(2 * 128, classes, 1)
+        self.classifier = _conv(2 * 128, outputs, 1)
 
     def forward(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Features at 1/2 without and with the image, at 1/4, and at 1/8."""
@@ -133,5 +134,5 @@ def _conv_bn_act(channels_in: int, channels: int, stride: int = 1) -> nn.Sequent
     return nn.Sequential(parts | OrderedDict(_bn_act(channels).named_children()))
 
 
-def _twice_as_large(channels: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(channels, channels, 2, stride=2, bias=False)
+def _twice_as_large(channels_in: int, channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(channels_in, channels, 2, stride=2, bias=False)

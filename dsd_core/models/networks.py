@@ -11,7 +11,7 @@ from dsd_core.spec import NetworkSpec
 
 
 def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
-    """The network with `classes` outputs, random or with its encoder's pretrained weights; nothing in it works in place.
+    """The network with `classes` outputs, random or with its encoder's pretrained weights; nothing works in place.
 
     Raises SpecError for an encoder or option it cannot take, WeightsError where pretrained weights cannot be fetched.
     """

@@ -11,12 +11,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from dsd_core.errors import SpecError, unknown
 
+Captured = tuple[Any, list[int] | None]  # what a module returned, and how often each tensor had been altered by then
+
 
 class Taps:
-    """Capture what the modules of `names` return, in that order, in each forward pass inside `with`.
+    """Capture what the modules of `names` return in each forward pass inside `with`.
 
     Raises SpecError for a name that the network does not have. Wrappers of DDP and torch.compile are looked through.
     """
@@ -25,15 +28,15 @@ class Taps:
         self.names = tuple(names)
         self._network = unwrap(network)
         self._field = field
-        self._items = _items_by_module(self._network, self.names, field)
-        self._captured: dict[str, tuple[Tensor, int]] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._points = {name: _point(self._network, name, field) for name in self.names}
+        self._captured: dict[str, list[Captured]] = {}
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         self._hooks.append(self._network.register_forward_pre_hook(self._forget))
-        for module_name, items in self._items.items():
+        for module_name in {module_name for module_name, _ in self._points.values()}:
             module = self._network.get_submodule(module_name)
-            self._hooks.append(module.register_forward_hook(self._hook(module_name, items)))
+            self._hooks.append(module.register_forward_hook(self._hook(module_name)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -45,46 +48,42 @@ class Taps:
     def features(self) -> list[Tensor]:
         """The features NCHW of the last forward pass, in the order of the names; they are handed over and forgotten.
 
-        Raises SpecError where a tap did not run, or where its tensor was altered in place after it was captured.
+        Raises SpecError where a tap did not run or ran twice, gave no NCHW tensor, or was altered in place afterwards.
         """
         captured, self._captured = self._captured, {}
-        for name in self.names:
-            if name not in captured:
-                raise self._error(
-                    name, "did not run in the forward pass.", "Tap a module that every forward pass uses."
-                )
-            tensor, version = captured[name]
-            if tensor._version != version:
-                raise self._error(
-                    name, "was altered by an in-place operation after it ran.", "Tap the module after it instead."
-                )
-        return [captured[name][0] for name in self.names]
+        return [self._feature(name, captured.get(self._points[name][0], [])) for name in self.names]
 
     def _forget(self, module: nn.Module, inputs: Any) -> None:
         self._captured.clear()
 
-    def _hook(self, module_name: str, items: dict[str, int | None]) -> Callable[[nn.Module, Any, Any], None]:
+    def _hook(self, module_name: str) -> Callable[[nn.Module, Any, Any], None]:
+        # torch.compile traces this: it only stores, and `features` judges.
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
-            for name, item in items.items():
-                if name in self._captured:
-                    raise self._error(name, "ran twice in one forward pass.", "Tap a module that is used once.")
-                tensor = self._feature(name, output, item)
-                self._captured[name] = (tensor, tensor._version)
+            outputs = output if isinstance(output, list | tuple) else [output]
+            versions = None if torch.compiler.is_compiling() else [_version(tensor) for tensor in outputs]
+            self._captured.setdefault(module_name, []).append((output, versions))
 
         return capture
 
-    def _feature(self, name: str, output: Any, item: int | None) -> Tensor:
-        if item is None and isinstance(output, list | tuple):
+    def _feature(self, name: str, captured: list[Captured]) -> Tensor:
+        if len(captured) != 1:
+            how = "ran more than once" if captured else "did not run"
+            raise self._error(name, f"{how} in the forward pass.", "Tap a module that runs once in each pass.")
+        output, versions = captured[0]
+        item = self._points[name][1]
+        several = isinstance(output, list | tuple)
+        if several and item is None:
             some = ", ".join(f"{name}:{i}" for i in range(len(output))[:8])
             raise self._error(name, f"returns {len(output)} items.", f"Tap one of {some}.")
-        if item is not None:
-            if not isinstance(output, list | tuple) or item >= len(output):
-                raise self._error(name, "asks for an item that its module does not return.", "Tap the module itself.")
-            output = output[item]
-        if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] == 0:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if item is not None and not (several and item < len(output)):
+            raise self._error(name, "asks for an item that its module does not return.", "Tap the module itself.")
+        tensor = output if item is None else output[item]
+        if not isinstance(tensor, Tensor) or tensor.dim() != 4 or tensor.shape[1] == 0:
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise self._error(name, f"gives {shape}, not features NCHW.", "Tap a convolutional stage.")
-        return output
+        if versions is not None and versions[item or 0] != tensor._version:
+            raise self._error(name, "was altered in place after it ran.", "Tap the module after it instead.")
+        return tensor
 
     def _error(self, name: str, message: str, hint: str) -> SpecError:
         return SpecError(f"The tap {name!r} {message}", field=self._field, hint=hint)
@@ -101,18 +100,15 @@ def unwrap(module: nn.Module) -> nn.Module:
             return module
 
 
-def _items_by_module(network: nn.Module, names: tuple[str, ...], field: str) -> dict[str, dict[str, int | None]]:
-    """For each tapped module, its taps and the item of its output that each takes."""
-    modules = {name for name, _ in network.named_modules() if name}
-    found: dict[str, dict[str, int | None]] = {}
-    for name in names:
-        module_name, item = _split(name)
-        if module_name not in modules:
-            raise unknown("module to tap", module_name, modules, field=field)
-        found.setdefault(module_name, {})[name] = item
-    return found
-
-
-def _split(name: str) -> tuple[str, int | None]:
+def _point(network: nn.Module, name: str, field: str) -> tuple[str, int | None]:
+    """Module name and item that the tap's name stands for. Raises SpecError where there is no such module."""
     match = re.fullmatch(r"(.+):(\d+)", name)
-    return (match[1], int(match[2])) if match else (name, None)
+    module_name, item = (match[1], int(match[2])) if match else (name, None)
+    modules = {known for known, _ in network.named_modules() if known}
+    if module_name not in modules:
+        raise unknown("module to tap", module_name, modules, field=field)
+    return module_name, item
+
+
+def _version(output: Any) -> int:
+    return output._version if isinstance(output, Tensor) else 0

@@ -51,7 +51,7 @@ def with_options_of(path: Path, network: NetworkSpec, *, field: str = "/teacher/
     found: dict[str, Any] = {name: count for name, count in blocks.items() if count}
     channels, outputs = shapes.get("conv.conv.weight"), shapes.get("classifier.weight")
     if channels and outputs and len(channels) == len(outputs) == 4:
-        found["image_in_skip"] = channels[1] - outputs[1] == 19
+        found["image_in_skip"] = channels[1] - outputs[0] == 19
     return network.model_copy(update={"options": {**found, **network.options}})
 
 

@@ -66,7 +66,7 @@ def _construct_pretrained(spec: NetworkSpec, classes: int, options: dict[str, An
 
 
 def _pretrained_source(spec: NetworkSpec, field: str) -> tuple[str, str | bool]:
-    """Encoder name and weights as smp takes them. Raises SpecError where there are none, or a licence restricts them."""
+    """Encoder name and weights as smp takes them. Raises SpecError for unknown or restricted ones."""
     encoder, weights = spec.encoder or "", spec.encoder_weights or ""
     at = f"{field}/encoder_weights"
     if not encoder.startswith("tu-"):
@@ -77,12 +77,12 @@ def _pretrained_source(spec: NetworkSpec, field: str) -> tuple[str, str | bool]:
     name = encoder.removeprefix("tu-")
     if weights != "imagenet":  # timm names its sets of weights by a tag
         name = f"{name.partition('.')[0]}.{weights}"
-    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
-    if config is None or not config.has_weights:
-        model = name.partition(".")[0]
-        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+    model = name.partition(".")[0]
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+    if not tags or (weights != "imagenet" and weights not in tags):
         raise unknown(f"set of weights for {encoder}", weights, tags, field=at)
-    if config.license and config.license.lower() not in _FREE_LICENCES:
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.license and config.license.lower() not in _FREE_LICENCES:
         raise restricted(encoder, weights, f"the licence {config.license}", field)
     return f"tu-{name}", True
 

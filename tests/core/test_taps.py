@@ -1,0 +1,154 @@
+"""Taps capture what modules return, leave the network as it is, and say what is wrong."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from dsd_core.errors import SpecError
+from dsd_core.models import build, default_taps, head_taps
+from dsd_core.models.taps import Taps
+
+
+class Net(nn.Module):
+    """Two stages and a list-valued branch; `spare` never runs."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=inplace)
+        self.second = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+        self.pair = Pair()
+        self.spare = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pair(self.second(self.act(self.first(x))))[1]
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x, x + 1]
+
+
+IMAGE = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).reshape(2, 3, 8, 8) / 100
+
+
+def test_features_come_in_the_order_of_the_names() -> None:
+    net = Net()
+    with Taps(net, ("second", "first", "pair:0")) as taps:
+        net(IMAGE)
+        second, first, pair = taps.features()
+    assert (second.shape[1], first.shape[1]) == (5, 4)
+    assert pair is second
+
+
+def test_taps_do_not_change_the_result_or_the_gradients() -> None:
+    net = Net()
+    plain = net(IMAGE)
+    plain.sum().backward()
+    gradient = net.first.weight.grad.clone()
+    net.zero_grad()
+    with Taps(net, ("first", "second")) as taps:
+        tapped = net(IMAGE)
+        taps.features()
+    tapped.sum().backward()
+    assert torch.equal(plain, tapped)
+    assert torch.equal(gradient, net.first.weight.grad)
+
+
+def test_gradients_flow_through_a_tapped_feature() -> None:
+    net = Net()
+    with Taps(net, ("first",)) as taps:
+        net(IMAGE)
+        taps.features()[0].sum().backward()
+    assert net.first.weight.grad.abs().sum() > 0
+    assert net.second.weight.grad is None
+
+
+def test_nothing_is_kept_alive_after_features_are_handed_over() -> None:
+    net = Net()
+    with Taps(net, ("first",)) as taps:
+        net(IMAGE)
+        feature = weakref.ref(taps.features()[0])
+        gc.collect()
+        assert feature() is None
+
+
+def test_each_pass_forgets_the_one_before() -> None:
+    net = Net()
+    with Taps(net, ("first",)) as taps:
+        net(IMAGE)
+        net(IMAGE[:1])
+        assert taps.features()[0].shape[0] == 1
+
+
+def test_hooks_are_gone_outside_with() -> None:
+    net = Net()
+    with Taps(net, ("first",)):
+        pass
+    assert not net.first._forward_hooks and not net._forward_pre_hooks
+
+
+def test_a_feature_altered_in_place_afterwards_is_an_error() -> None:
+    net = Net(inplace=True)
+    with Taps(net, ("first",)) as taps:
+        net(IMAGE)
+        with pytest.raises(SpecError, match=r"'first' was altered in place"):
+            taps.features()
+
+
+def test_a_tap_that_did_not_run_is_an_error() -> None:
+    net = Net()
+    with Taps(net, ("spare",)) as taps:
+        net(IMAGE)
+        with pytest.raises(SpecError, match="'spare' did not run"):
+            taps.features()
+
+
+def test_an_unknown_name_is_an_error_with_near_names() -> None:
+    with pytest.raises(SpecError, match=r"'secnd'.*Did you mean: second") as caught:
+        Taps(Net(), ("secnd",), field="/teacher/taps")
+    assert caught.value.field == "/teacher/taps"
+
+
+def test_a_list_without_an_item_number_names_the_items() -> None:
+    net = Net()
+    with Taps(net, ("pair",)) as taps:
+        net(IMAGE)
+        with pytest.raises(SpecError, match=r"returns 2 items.*pair:0, pair:1"):
+            taps.features()
+
+
+def test_an_item_beyond_the_list_is_an_error() -> None:
+    net = Net()
+    with Taps(net, ("pair:2",)) as taps:
+        net(IMAGE)
+        with pytest.raises(SpecError, match="an item that its module does not return"):
+            taps.features()
+
+
+def test_a_module_that_runs_twice_is_an_error() -> None:
+    net = nn.Sequential(nn.Identity(), nn.Identity())
+    net[1] = net[0]
+    with Taps(net, ("0",)) as taps:
+        net(IMAGE)
+        with pytest.raises(SpecError, match="ran more than once"):
+            taps.features()
+
+
+@pytest.mark.parametrize("name", ["espnet", "fpn:resnet18"])
+def test_taps_of_a_compiled_network_resolve_on_the_network_inside(name: str) -> None:
+    network = build(name, 4).eval()
+    images = torch.rand(1, 3, 64, 96)
+    names = (*default_taps(network), *head_taps(network))
+    with Taps(network, names) as taps:
+        logits = network(images)
+        expected = taps.features()
+    compiled = torch.compile(network, backend="eager")
+    with Taps(compiled, names) as taps:
+        for _ in range(2):
+            torch.testing.assert_close(compiled(images), logits)
+            for got, wanted in zip(taps.features(), expected, strict=True):
+                torch.testing.assert_close(got, wanted)
