@@ -19,7 +19,7 @@ from client.report import catalog_table, error_text, findings, job_details, jobs
 from client.save import save
 from client.view import JobView
 from dsd_core.errors import DsdError
-from dsd_core.spec import parse_model
+from dsd_core.spec import parse_model, parse_spec
 
 Json = dict[str, Any]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -214,10 +214,12 @@ def download(
 
 
 @app.command()
-def catalog(as_json: AsJson = False) -> None:
+def catalog(
+    search: Annotated[str, typer.Option(help="Only encoders with this in their name.")] = "", as_json: AsJson = False
+) -> None:
     """Show what a job file may name: networks, losses, datasets."""
     with Client() as client:
-        found = client.catalog()
+        found = client.catalog(search)
     if as_json:
         _print_json(found)
     else:
@@ -237,6 +239,7 @@ def run(
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
     local.need("torch", "core", "Training")
     spec = job_file.read(file, overrides or ())
+    parse_spec(spec)
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
     code = local.run(spec, folder, view)
@@ -248,7 +251,8 @@ def run(
     if as_json:
         _print_json(view.result)
     else:
-        view.console.print(result_table(view.result, (folder / "student").absolute()))
+        view.console.print(result_table(view.result))
+        view.console.print(f"Student   [bold cyan]{escape(str((folder / 'student').absolute()))}[/]", soft_wrap=True)
 
 
 @app.command(context_settings=PASS_ON)

@@ -52,9 +52,10 @@ def demo(
         if taught_by is None:
             taught_by = {"model": _model_of(finish(client, job(f"{dataset}-teacher", data), console))}
         done = finish(client, job(f"{dataset}-student", data, taught_by), console)
-        save(client, done["name"], str(done["model_version"]), out, console)
+        save(client, done["name"], str(done["model"]["version"]), out, console)
     console.print()
-    console.print(result_table(done["result"], out.absolute()))
+    console.print(result_table(done["result"]))
+    console.print(f"Student   [bold cyan]{escape(str(out.absolute()))}[/]", soft_wrap=True)
     console.print(
         "Look again  [bold]make up[/] (or [bold]dsd up[/]) starts the service with these jobs, metrics and models."
     )
@@ -89,11 +90,11 @@ def finish(client: Client, spec: Json, console: Console) -> Json:
 def _registered(client: Client, job: Json, console: Console) -> Json:
     deadline = time.monotonic() + REGISTER_S
     with console.status("Registering the model in MLflow"):
-        while job.get("model_version") is None:
+        while job["model"]["version"] is None:
             if time.monotonic() > deadline:
                 raise JobFailed(
                     f"{job['name']} is trained but not registered after {REGISTER_S:.0f} s.",
-                    hint=job.get("tracking_error") or "See controller.log and mlflow.log in the service's logs.",
+                    hint=job["model"]["tracking_error"] or "See controller.log and mlflow.log in the service's logs.",
                 )
             time.sleep(0.5)
             job = client.job(job["id"])
@@ -102,7 +103,7 @@ def _registered(client: Client, job: Json, console: Console) -> Json:
 
 
 def _model_of(job: Json) -> str:
-    return f"{job['name']}/{job['model_version']}"
+    return f"{job['model']['name']}/{job['model']['version']}"
 
 
 @contextmanager

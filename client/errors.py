@@ -18,11 +18,12 @@ class ApiError(DsdError):
         self.status, self.problem = status, problem
         errors = [error for error in problem.get("errors") or [] if isinstance(error, dict)]
         first = errors[0] if errors else {}
-        lines = [problem.get("detail") or problem.get("title") or f"The service answered with status {status}."]
-        lines += [f"  {_field(error) or '/'}: {error.get('message') or error.get('detail')}" for error in errors[:20]]
+        detail = problem.get("detail") or problem.get("title") or f"The service answered with status {status}."
+        wrong = [(error.get("field") or "/", error.get("message")) for error in errors[:20]]
+        lines = [detail, *[f"  {field}: {message}" for field, message in wrong if str(message) not in detail]]
         super().__init__(
             "\n".join(lines),
-            field=problem.get("field") or _field(first),
+            field=first.get("field"),
             hint=problem.get("hint") or first.get("hint") or _hint(status),
         )
 
@@ -54,11 +55,6 @@ class DownloadError(DsdError):
 
     code = "download"
     exit_code = 1
-
-
-def _field(error: dict[str, Any]) -> str | None:
-    found = error.get("field") or error.get("pointer")
-    return str(found) if found else None
 
 
 def _hint(status: int) -> str | None:

@@ -90,8 +90,9 @@ class Client:
     def metrics(self, job_id: str) -> Json:
         return self._json("GET", f"/jobs/{_part(job_id)}/metrics")
 
-    def catalog(self) -> Json:
-        return self._json("GET", "/catalog")
+    def catalog(self, search: str = "") -> Json:
+        """What a spec may name; of the encoders, those with `search` in their name."""
+        return self._json("GET", "/catalog", params={"search": search} if search else {})
 
     def models(self) -> list[Json]:
         """Registered models with their versions, aliases and files."""

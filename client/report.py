@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -10,17 +9,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from client.text import ago, amount, fraction, signed, size
+from client.text import ago, amount, duration, fraction, signed, size
 from client.view import STATUS_COLOURS
 
 Json = dict[str, Any]
 
 
-def result_table(result: Json, folder: Path | None = None) -> Group:
-    """Teacher, student without teacher and student side by side, the gain, the files, and where they were saved."""
+def result_table(result: Json) -> Group:
+    """Teacher, student without teacher and student side by side, the gain, and the files."""
     parts: list[Any] = [_networks(result), _gain(result), _smaller(result), _files(result)]
-    if folder:
-        parts.append(Text.assemble("Student   ", (str(folder), "bold cyan")))
     return Group(*[part for part in parts if part is not None])
 
 
@@ -43,11 +40,12 @@ def _networks(result: Json) -> Table:
 
 def _columns(result: Json) -> list[tuple[str, Json | None, Json | None]]:
     """(title, score, cost) of each network; the baseline is the student's network, so it costs the same."""
-    distilled = result.get("teacher") is not None
+    if result.get("teacher") is None and result.get("baseline") is None:
+        return [("student", result["student"], result["student_cost"])]
     return [
         ("teacher\n", result.get("teacher"), result.get("teacher_cost")),
         ("student\nwithout teacher", result.get("baseline"), result["student_cost"]),
-        ("student\ndistilled" if distilled else "student\n", result["student"], result["student_cost"]),
+        ("student\ndistilled", result["student"], result["student_cost"]),
     ]
 
 
@@ -106,7 +104,7 @@ def _percent(job: Json) -> str:
     progress = job.get("progress")
     if job["status"] == "succeeded":
         return "100 %"
-    return f"{100 * progress['total_step'] / max(progress['total_steps'], 1):.0f} %" if progress else "-"
+    return f"{progress['percent']:.0f} %" if progress else "-"
 
 
 def job_details(job: Json) -> Group:
@@ -127,8 +125,8 @@ def job_details(job: Json) -> Group:
         "queue position": job.get("queue_position"),
         "progress": _percent(job),
         "submitted": f"{ago(job['created_at'])} ago",
-        "MLflow run": job.get("mlflow_run_id"),
-        "model": f"{job['name']}/{job['model_version']}" if job.get("model_version") else None,
+        "MLflow": job["mlflow"]["url"],
+        "model": f"{job['model']['name']}/{job['model']['version']}" if job["model"]["version"] else None,
     }
     for title, value in rows.items():
         if value is not None:
@@ -144,7 +142,7 @@ def job_details(job: Json) -> Group:
 def error_text(error: Json) -> Text:
     """Why a job failed: message, the field it is about, what to do."""
     text = Text.assemble(("Error  ", "bold red"), str(error.get("message")))
-    if error.get("field"):
+    if error.get("field") and error["field"] not in text.plain:
         text.append(f"\nField  {error['field']}")
     if error.get("hint"):
         text.append(f"\n{error['hint']}", style="dim")
@@ -154,30 +152,39 @@ def error_text(error: Json) -> Text:
 def findings(answer: Json) -> Group:
     """What `validate` found: warnings about the job, and what it will cost."""
     lines = [Text("The job can be run.", style="green")]
-    for finding in answer.get("findings") or []:
+    for finding in answer["findings"]:
         colour = "yellow" if finding["level"] == "warning" else "dim"
         lines.append(
             Text.assemble((f"{finding['level']:<9}", colour), f"{finding.get('field') or ''}  {finding['message']}")
         )
-    for name, value in (answer.get("estimates") or {}).items():
-        lines.append(Text.assemble((f"{name.replace('_', ' ')}  ", "dim"), str(value)))
+    for name, value in answer["estimates"].items():
+        shown = duration(value) if name.endswith("_s") and value is not None else value
+        if shown is not None:
+            lines.append(Text.assemble((f"{name.removesuffix('_s').replace('_', ' ')}  ", "dim"), str(shown)))
     return Group(*lines)
 
 
 def catalog_table(catalog: Json) -> Table:
     """The names a job file may use, a row for each kind."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("kind")
-    table.add_column("names")
-    for kind, entries in catalog.items():
-        names = [entry["name"] if isinstance(entry, dict) else str(entry) for entry in entries or [] if _named(entry)]
-        if names:
-            table.add_row(kind, ", ".join(names))
+    encoders = catalog["encoders"]
+    some, more = ", ".join(encoders["names"][:12]), encoders["count"] - 12
+    rows = {
+        "networks": ", ".join(_catalog_names(catalog["networks"])),
+        "encoders": some + (f" and {more} more: dsd catalog --search TEXT" if more > 0 else ""),
+        "losses": ", ".join(_catalog_names(catalog["losses"])),
+        "presets of losses": ", ".join(catalog["presets"]),
+        "datasets": ", ".join(_catalog_names(catalog["datasets"])),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for kind, names in rows.items():
+        table.add_row(kind, names)
     return table
 
 
-def _named(entry: Any) -> bool:
-    return isinstance(entry, str) or (isinstance(entry, dict) and "name" in entry)
+def _catalog_names(entries: list[Json]) -> list[str]:
+    return [entry["name"] for entry in entries]
 
 
 def models_table(models: list[Json]) -> Table:
@@ -185,11 +192,10 @@ def models_table(models: list[Json]) -> Table:
     for title in ("model", "version", "aliases", "mIoU", "files", "registered", "job"):
         table.add_column(title, justify="right" if title in ("version", "mIoU") else "left")
     for model in models:
-        aliases = model.get("aliases") or {}
         for version in model["versions"]:
             table.add_row(
                 *(model["name"], str(version["version"])),
-                ", ".join(alias for alias, number in aliases.items() if str(number) == str(version["version"])),
+                ", ".join(version["aliases"]),
                 *(fraction(version.get("miou")), ", ".join(file["path"] for file in version["files"])),
                 *(f"{ago(version['created_at'])} ago", version["job_id"]),
             )

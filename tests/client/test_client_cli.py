@@ -1,0 +1,203 @@
+"""The `dsd` command: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from client.cli import app
+from client.http import Client
+from client.save import NoSuchFile, inside
+from tests.client import scenes
+from tests.client.conftest import Wire, says, sends
+
+JOB = {
+    "id": "job_1", "name": "espnet", "kind": "distill", "status": "succeeded", "reason": "finished", "attempt": 1,
+    "max_attempts": 3, "created_at": scenes.AT, "error": None, "progress": None,
+    "model": {"name": "espnet", "version": 2}, "mlflow": {"run_id": None, "url": None},
+    "result": scenes.result(),
+}  # fmt: skip
+FAILED = JOB | {
+    "status": "failed", "reason": "invalid_data", "result": None,
+    "error": {"code": "invalid_data", "message": "no such folder", "hint": "Check it.", "field": "/dataset/root"},
+}  # fmt: skip
+VERSION = {
+    "version": 2, "aliases": ["latest-good"], "miou": 0.55, "job_id": "job_1", "created_at": scenes.AT, "files": [],
+}  # fmt: skip
+MODEL = {"name": "espnet", "aliases": {"latest-good": 2}, "versions": [VERSION]}
+STORY = [{"seq": n, "at": data["at"], "type": data["type"], "data": data} for n, data in enumerate(scenes.run(), 1)]
+STREAM = "".join(f"id: {event['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in STORY)
+
+
+@pytest.fixture
+def service(wire: Wire) -> Iterator[Wire]:
+    """A service with one job, which has ended."""
+    wire.on("/api/v1/jobs", says({"data": [JOB], "has_more": False, "next_cursor": None}))
+    wire.on("/api/v1/jobs/job_1", says(JOB))
+    wire.on("/api/v1/jobs/job_1/cancel", says(JOB | {"status": "cancelling"}, 202))
+    wire.on("/api/v1/jobs/job_1/logs", sends(b"line\n"))
+    wire.on("/api/v1/jobs/job_1/events", sends((STREAM + "event: end\ndata: {}\n\n").encode()))
+    wire.on("/api/v1/models", says({"data": [MODEL]}))
+    yield wire
+
+
+def dsd(wire: Wire, *arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"DSD_URL": wire.url, "COLUMNS": "120"})
+
+
+def process(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "client.cli", *arguments],
+        capture_output=True, text=True, env=os.environ | env, timeout=120,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", ["jobs", "show job_1", "watch job_1", "cancel job_1", "models"], ids=lambda command: command.split()[0]
+)
+def test_json_is_one_document_and_all_there_is_on_stdout(service: Wire, command: str) -> None:
+    result = dsd(service, *command.split(), "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)
+
+
+def test_people_see_tables(service: Wire) -> None:
+    assert "espnet" in dsd(service, "jobs").stdout
+    assert "espnet/2" in dsd(service, "show", "job_1").stdout
+    assert "latest-good" in dsd(service, "models").stdout
+    assert dsd(service, "show", "job_1", "--log").stdout == "line\n"
+
+
+def test_watching_tells_the_story_and_ends_with_the_table(service: Wire) -> None:
+    result = dsd(service, "watch", "job_1")
+    assert result.exit_code == 0
+    assert "step 60/100" in result.stdout and "+0.0300 mIoU" in result.stdout
+
+
+def test_watching_a_job_that_fails_says_why_and_exits_with_1(service: Wire) -> None:
+    service.on("/api/v1/jobs/job_1", says(FAILED))
+    result = dsd(service, "watch", "job_1")
+    assert result.exit_code == 1
+    assert "no such folder" in result.stdout and "/dataset/root" in result.stdout and "Check it." in result.stdout
+
+
+def test_a_submission_carries_overrides_and_absolute_paths(service: Wire, tmp_path: Path) -> None:
+    service.on("/api/v1/jobs", says(JOB | {"status": "queued"}, 202))
+    (tmp_path / "job.yaml").write_text("name: a\ndataset: {name: camvid, root: CamVid}\n")
+    result = dsd(service, "submit", str(tmp_path / "job.yaml"), "--set", "train.epochs=3")
+    assert result.exit_code == 0 and "job_1" in result.stdout
+    sent: dict[str, Any] = json.loads(service.requests[-1][3])
+    assert sent["train"] == {"epochs": 3}
+    assert sent["dataset"]["root"] == str(Path.cwd() / "CamVid")
+
+
+def test_a_download_takes_the_files_of_one_format_and_what_explains_them(service: Wire, tmp_path: Path) -> None:
+    version = "/api/v1/models/espnet/versions/latest-good"
+    names = ("model.safetensors", "model.onnx", "config.json", "README.md")
+    service.on(version, says({"files": [{"path": name, "bytes": 3, "sha256": ""} for name in names]}))
+    for name in names:
+        service.on(f"{version}/files/{name}", sends(b"abc"))
+    result = dsd(service, "download", "espnet", "--format", "onnx", "-o", str(tmp_path / "here"))
+    assert result.exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["README.md", "config.json", "model.onnx"]
+    alone = dsd(service, "download", "espnet", "--format", "onnx", "-o", str(tmp_path / "my.onnx"), "--json")
+    assert json.loads(alone.stdout)["files"] == [str(tmp_path / "my.onnx")]
+
+
+def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    for name in ("../evil", "/etc/passwd", "a/../../evil", "."):
+        with pytest.raises(NoSuchFile):
+            inside(tmp_path, name)
+    assert inside(tmp_path, "a/b.onnx") == tmp_path.resolve() / "a" / "b.onnx"
+
+
+def test_an_error_is_a_message_and_a_hint_on_stderr_without_traceback() -> None:
+    ended = process("jobs", "--json", DSD_URL="http://127.0.0.1:9")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "does not answer at http://127.0.0.1:9" in ended.stderr and "dsd up" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["demo", "--teacher", "t.safetensors"]])
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    assert process(*arguments).returncode == 2
+
+
+def test_a_wrong_field_of_a_job_that_runs_here_is_named(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("kind: train\nname: a\ndataset: {name: streets}\nstudent: {network: espnt}\n")
+    ended = process("run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run"))
+    assert ended.returncode == 1
+    assert "/student/network" in ended.stderr and "espnet" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_service_that_runs_on_this_machine_is_found(wire: Wire, tmp_path: Path) -> None:
+    wire.on("/api/v1/models", says({"data": []}))
+    (tmp_path / "up.json").write_text(json.dumps({"pid": os.getpid(), "api_url": wire.url}))
+    result = CliRunner().invoke(app, ["models", "--json"], env={"DSD_HOME": str(tmp_path), "DSD_URL": None})
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+
+
+def test_a_service_that_died_is_not_taken_for_a_running_one(tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text(json.dumps({"pid": 2**22 + 1, "api_url": "http://127.0.0.1:1"}))
+    result = CliRunner().invoke(app, ["jobs"], env={"DSD_HOME": str(tmp_path), "DSD_URL": None})
+    assert "127.0.0.1:1 " not in str(result.exception)
+
+
+def test_the_client_imports_neither_torch_nor_a_server() -> None:
+    heavy = ("torch", "mlflow", "sqlalchemy", "celery", "fastapi", "jobs")
+    code = f"import sys, client.cli; print([name for name in {heavy} if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+TINY = """
+kind: train
+name: tiny
+dataset: {name: streets, size: [32, 48]}
+student: {network: espnet}
+train: {epochs: 1, batch: 24, threads: 1, log_every: 1}
+evaluate: {pictures: 0}
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_run_here_and_the_same_command_goes_on_to_the_table(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(TINY)
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "client.cli",
+        "run",
+        str(tmp_path / "job.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        for line in first.stdout:
+            if "step 2/" in line:
+                first.send_signal(signal.SIGINT)
+                break
+        _, said = first.communicate(timeout=120)
+    assert first.returncode == 130
+    assert f"dsd run {tmp_path / 'job.yaml'} --out {tmp_path / 'run'}" in said
+    again = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert "continues" in again.stdout and "parameters" in again.stdout
+    assert (tmp_path / "run" / "student" / "model.onnx").exists()
+
+
+def test_ready_is_false_where_nothing_listens() -> None:
+    with Client("http://127.0.0.1:9") as client:
+        assert client.ready() is False
