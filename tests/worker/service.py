@@ -23,7 +23,7 @@ from worker import run
 SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_child.py"))
 
 
-def until(what: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+def until(what: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """The first true value of `what`."""
     deadline = time.monotonic() + timeout_s
     while not (value := what()):

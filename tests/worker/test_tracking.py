@@ -87,6 +87,12 @@ def test_a_finished_job_is_one_run_and_one_model_that_predicts_masks(
     assert (masks_NHW[1, 2] == 2).all()
     with pytest.raises(Exception, match="float32 does not match expected dtype uint8"):
         model.predict(images_NHW3.astype(np.float32))
+    student = model.unwrap_python_model()
+    masks = student.predict(None, [np.full((4, 6, 3), 255, np.uint8), np.zeros((3, 2, 3), np.uint8)])
+    assert [mask_HW.shape for mask_HW in masks] == [(4, 6), (3, 2)]
+    for wrong in (images_NHW3.astype(np.float32), images_NHW3[..., :2], images_NHW3[:0]):
+        with pytest.raises(ValueError, match="Images must be"):
+            student.predict(None, wrong)
 
 
 def test_a_running_job_is_seen_live(service: Service, tracker: Tracker, in_background: Callable[..., object]) -> None:

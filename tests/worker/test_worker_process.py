@@ -42,7 +42,7 @@ class Fleet:
     def end(self) -> None:
         for process in self.processes:
             process.kill()
-            process.wait(30)
+            process.wait(60)
 
     def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
         quick = {"LEASE_S": "3", "HEARTBEAT_S": "0.3", "TICK_S": "0.3", "GRACE_S": "5", "REDISPATCH_S": "2"}
@@ -78,7 +78,7 @@ def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: 
     until(lambda: fleet.log("one").count("dsd.run_job") >= 2)
     worker.send_signal(signal.SIGTERM)
     controller.send_signal(signal.SIGTERM)
-    assert (worker.wait(30), controller.wait(30)) == (0, 0)
+    assert (worker.wait(60), controller.wait(60)) == (0, 0)
     assert len(service.pids(job)) == 1
 
 
@@ -88,7 +88,7 @@ def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service:
     first = fleet.worker("first")
     until(lambda: service.has_noted(job, "hanging"))
     first.kill()
-    first.wait(30)
+    first.wait(60)
     until(lambda: not runs(service.pids(job)[0]))
     fleet.worker("second")
     until(lambda: service.row(job).status == Status.SUCCEEDED)
@@ -119,7 +119,7 @@ def test_a_worker_that_is_terminated_gives_its_job_back_and_ends(
     worker.send_signal(signal.SIGTERM)
     for process in pool if everyone else []:
         process.send_signal(signal.SIGTERM)
-    assert worker.wait(30) == 0
+    assert worker.wait(60) == 0
     row = service.row(job)
     assert (row.status, row.attempt, row.releases) == (Status.QUEUED, 1, 1)
     fleet.worker("second")
