@@ -6,11 +6,13 @@
     ├── WeightsError          a weights file is missing, damaged or of another shape
     ├── WeakTeacherError      the teacher scores below the floor on the job's own validation split
     ├── DivergedError         a loss became NaN or infinite
+    ├── OutOfMemoryError      the device or the machine has too little memory
     ├── StorageError          the disk is full or cannot be written
     └── Interrupted           the run was asked to stop; its checkpoint is safe
 
-Each class carries a stable `code` (also the reason a job ends with, `jobs.status.Reason`) and the exit code of a training
-process that ends with it. Domain errors know nothing of HTTP; `api.errors` holds the table from class to status.
+Each class carries a stable `code` (also the reason a job ends with, `jobs.status.Reason`) and the exit code of a
+training process that ends with it. Domain errors know nothing of HTTP; `api.errors` holds the table from class to
+status.
 """
 
 from __future__ import annotations
@@ -73,6 +75,13 @@ class DivergedError(DsdError):
 
     code = "diverged"
     exit_code = 77
+
+
+class OutOfMemoryError(DsdError):
+    """The device or the machine has too little memory for this job."""
+
+    code = "out_of_memory"
+    exit_code = 71
 
 
 class StorageError(DsdError):

@@ -1,7 +1,8 @@
 """What a training process says while it works: one JSON line each, appended to `events.jsonl` in the run folder.
 
-A line is complete when it ends in a newline; readers stop before an unfinished one. The order of lines is the order of time.
-Losses, mIoU and accuracies are fractions or plain numbers, times are seconds, `step` counts optimiser steps from 1.
+A line is complete when it ends in a newline; readers stop before an unfinished one. The order of lines is the order
+of time. Losses, mIoU and accuracies are fractions or plain numbers, times are seconds, `step` counts optimiser steps
+from 1.
 """
 
 from __future__ import annotations
@@ -189,7 +190,8 @@ def parse(line: str | bytes | dict[str, Any]) -> Event:
 
 
 class EventFile:
-    """Appends events to `events.jsonl`; each line is written with one system call and survives the death of the process.
+    """Appends events to `events.jsonl`; each line is written with one system call and survives the death of the
+    process.
 
     A half-written last line (the process was killed inside the call) is cut off on opening.
     """

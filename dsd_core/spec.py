@@ -1,8 +1,9 @@
 """JobSpec: everything a job needs to know, in one frozen pydantic model that is also the body of `POST /api/v1/jobs`.
 
-A spec is complete: every default is filled when it is parsed, so nobody downstream supplies one. Unknown fields are refused.
-Names are keys of closed tables (networks, losses, datasets); no field is ever imported, evaluated or unpickled.
-Sizes are (height, width) in pixels. This module imports neither torch nor numpy, and touches no file but in `load_spec`.
+A spec is complete: every default is filled when it is parsed, so nobody downstream supplies one. Unknown fields are
+refused. Names are keys of closed tables (networks, losses, datasets); no field is ever imported, evaluated or
+unpickled. Sizes are (height, width) in pixels. This module imports neither torch nor numpy, and touches no file but in
+`load_spec`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Part(BaseModel):
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 OWN_NETWORKS = {"espnet": "ESPNet (Mehta et al., ECCV 2018), alpha2 = p, alpha3 = q"}
-DECODERS = {  # segmentation-models-pytorch's class for each name; any of its encoders goes with each, timm's as `tu-NAME`
+# segmentation-models-pytorch's class for each name; any of its encoders goes with each, timm's as `tu-NAME`.
+DECODERS = {
     "unet": "Unet",
     "unetplusplus": "UnetPlusPlus",
     "manet": "MAnet",
@@ -52,7 +54,8 @@ Option = bool | int | float | str | list[int] | None
 
 
 class Preprocess(Part):
-    """What a network wants done to 8-bit RGB pixels: reorder, then `(x - mean) / std` on the 0..255 scale, per channel."""
+    """What a network wants done to 8-bit RGB pixels: reorder, then `(x - mean) / std` on the 0..255 scale, per
+    channel."""
 
     order: Literal["RGB", "BGR"] = "RGB"
     """Order of the channels the network was trained with; mean and std are given in this order."""
@@ -67,14 +70,16 @@ class Preprocess(Part):
 
 
 class NetworkSpec(Part):
-    """A network by name: `espnet`, or a decoder of segmentation-models-pytorch with an encoder, short `fpn:resnet18`."""
+    """A network by name: `espnet`, or a decoder of segmentation-models-pytorch with an encoder, short
+    `fpn:resnet18`."""
 
     name: str
     """One of the networks in `GET /catalog`."""
     encoder: str | None = None
     """For decoders: an encoder of segmentation-models-pytorch, or `tu-` and any timm model name."""
     encoder_weights: str | None = None
-    """Pretrained weights of the encoder by their name in the zoo (`imagenet`); they are downloaded. None starts from random."""
+    """Pretrained weights of the encoder by their name in the zoo (`imagenet`); they are downloaded. None starts from
+    random."""
     options: dict[str, Option] = {}
     """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
 
@@ -118,7 +123,8 @@ class Teacher(Part):
     """The network that teaches: frozen, from a weights file or from a model this service has registered."""
 
     weights: Text | None = None
-    """A safetensors file on the workers' machine. A `.json` beside it of the same name may say network and preprocessing."""
+    """A safetensors file on the workers' machine. A `.json` beside it of the same name may say network and
+    preprocessing."""
     model: Text | None = None
     """A registered model: `name`, `name@alias` or `name/version`. `name` alone means alias latest-good."""
     network: NetworkSpec | None = None
@@ -128,7 +134,8 @@ class Teacher(Part):
     taps: tuple[str, ...] = ()
     """As the student's, in the same number and order."""
     floor: Fraction = 0.1
-    """The least mIoU on the validation split; below it the job fails before training, for the preprocessing is then wrong."""
+    """The least mIoU on the validation split; below it the job fails before training, for the preprocessing is then
+    wrong."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -216,7 +223,8 @@ class DatasetSpec(Part):
     """Labelled images, split into train and val."""
 
     name: Literal["camvid", "streets"]
-    """`camvid`: the SegNet layout (train/, trainannot/, val/, valannot/). `streets`: generated scenes, nothing to download."""
+    """`camvid`: the SegNet layout (train/, trainannot/, val/, valannot/). `streets`: generated scenes, nothing to
+    download."""
     root: Text | None = None
     """The dataset's folder on the workers' machine, absolute. `streets` takes none."""
     size: Size | None = None
@@ -232,12 +240,14 @@ class DatasetSpec(Part):
 
 
 class Augment(Part):
-    """How a training view is drawn from an image: scale, crop, flip, colour; every draw is a function of (seed, epoch, image)."""
+    """How a training view is drawn from an image: scale, crop, flip, colour; every draw is a function of (seed,
+    epoch, image)."""
 
     crop: Size | None = None
     """Size of the view. None takes the image's size."""
     scale: tuple[Annotated[float, Field(gt=0.1, le=4)], Annotated[float, Field(gt=0.1, le=4)]] = (0.75, 1.75)
-    """The image is scaled by a factor from this range (uniform in its logarithm) before the crop; the void around a small image is ignored."""
+    """The image is scaled by a factor from this range (uniform in its logarithm) before the crop; the void around a
+    small image is ignored."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     brightness: Fraction = 0.2

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_core.models.segmenter import Exportable, Segmenter
@@ -64,12 +65,27 @@ def _averages(size: int, bins: int, like: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+class PyramidBranch(nn.Module):
+    """A pooled branch of PSPNet as it runs outside exporters; smp's own switches to another pooling while exporting."""
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return F.interpolate(self.pool(x_NCHW), size=x_NCHW.shape[2:], mode="bilinear", align_corners=True)
+
+
 def _with_exportable_pools(segmenter: Segmenter) -> Segmenter:
     segmenter = copy.deepcopy(segmenter).eval()
-    pools = [(name, part) for name, part in segmenter.named_modules() if isinstance(part, nn.AdaptiveAvgPool2d)]
-    for name, pool in pools:
-        size = pool.output_size
-        bins = size if isinstance(size, tuple) else (size, size)
-        if bins != (1, 1):
-            segmenter.set_submodule(name, MatmulPool(bins))
+    for name, part in list(segmenter.named_modules()):
+        if type(part).__name__ == "PSPBlock":
+            segmenter.set_submodule(name, PyramidBranch(part.pool))
+        elif isinstance(part, nn.AdaptiveAvgPool2d) and _bins(part) != (1, 1):
+            segmenter.set_submodule(name, MatmulPool(_bins(part)))
     return segmenter
+
+
+def _bins(pool: nn.AdaptiveAvgPool2d) -> tuple[int, int]:
+    size = pool.output_size
+    return size if isinstance(size, tuple) else (size, size)

@@ -59,6 +59,8 @@ class Taps:
     def _hook(self, module_name: str) -> Callable[[nn.Module, Any, Any], None]:
         # torch.compile traces this: it only stores, and `features` judges.
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
+            if torch.is_inference_mode_enabled():
+                return  # the network is being scored, and nobody will ask for features
             outputs = output if isinstance(output, list | tuple) else [output]
             versions = None if torch.compiler.is_compiling() else [_version(tensor) for tensor in outputs]
             self._captured.setdefault(module_name, []).append((output, versions))

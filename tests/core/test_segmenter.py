@@ -6,10 +6,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_core.models import build, stride
-from dsd_core.models.onnx_graph import write_onnx
+from dsd_core.models.onnx_graph import MatmulPool, write_onnx
 from dsd_core.models.segmenter import Exportable, Segmenter
 from dsd_core.spec import Preprocess
 
@@ -53,7 +54,14 @@ def test_segmenter_adds_no_names_to_the_weights() -> None:
     assert names == {f"network.{name}" for name in network.state_dict()}
 
 
-@pytest.mark.parametrize("name", ["espnet", "fpn:tu-tf_efficientnet_lite0", "unet:resnet18", "deeplabv3plus:resnet18"])
+@pytest.mark.parametrize("size", [(7, 9), (2, 3), (12, 12), (13, 5)])
+def test_exported_pooling_is_torchs_adaptive_pooling(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    for bins in ((2, 2), (3, 3), (6, 6), (2, 5)):
+        torch.testing.assert_close(MatmulPool(bins)(x), F.adaptive_avg_pool2d(x, bins))
+
+
+@pytest.mark.parametrize("name", ["espnet", "fpn:tu-tf_efficientnet_lite0", "pspnet:resnet18", "upernet:resnet18"])
 def test_onnx_graph_gives_the_same_logits_at_any_batch_and_size(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     segmenter = Segmenter(build(name, 5), Preprocess(order="BGR"), 4, stride(name)).eval()

@@ -1,0 +1,170 @@
+"""`python -m dsd_core`: the library's command line. The worker and `dsd run` start `run` through this same door.
+
+A process ends with the exit code of its error class (`dsd_core.errors`); 0 means done, 75 stopped with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dsd_core.errors import DsdError, Interrupted, OutOfMemoryError, SpecError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+Weights = Annotated[
+    Path | None, typer.Option(help="safetensors file; a .json beside it may say network and preprocessing")
+]
+Model = Annotated[Path | None, typer.Option(help="exported student, model.onnx")]
+Network = Annotated[str | None, typer.Option(help="espnet, or a decoder with its encoder as fpn:resnet18")]
+PreprocessName = Annotated[str | None, typer.Option("--preprocess", help="a name, or a .json file")]
+SizeText = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH every image is resized to")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default all cores")]
+
+
+@app.command()
+def run(
+    job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")],
+    out: Annotated[Path, typer.Option(help="run folder; an interrupted run in it is resumed")],
+    teacher: Annotated[Path | None, typer.Option(help="weights file of the teacher, in place of the spec's")] = None,
+) -> None:
+    """Train the job's student in a run folder, without any service."""
+    from dsd_core.events import EventFile, Failed, Finished
+    from dsd_core.spec import load_spec
+
+    stopping = _stop_on_signals()
+    spec = load_spec(job)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "spec.json").write_text(spec.model_dump_json(indent=1))
+    emit = EventFile(out / "events.jsonl")
+    try:
+        from dsd_core.train import fit
+
+        emit(Finished(result=fit(spec, out, emit, teacher_weights=teacher, stop=lambda: bool(stopping))))
+    except Interrupted:
+        raise
+    except Exception as error:
+        told = _as_dsd_error(error)
+        emit(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
+        if told is not error:
+            traceback.print_exc()
+        raise told from error
+
+
+@app.command()
+def check(job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")]) -> None:
+    """Print the resolved spec, what was found and what the job will take, as JSON; nothing is trained."""
+    from dsd_core.check import check as check_spec
+    from dsd_core.spec import load_spec
+
+    print(json.dumps(check_spec(load_spec(job)).as_dict(), indent=1))
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="camvid or streets")],
+    root: Annotated[str | None, typer.Option(help="the dataset's folder")] = None,
+    split: str = "val",
+    weights: Weights = None,
+    network: Network = None,
+    preprocess: PreprocessName = None,
+    model: Model = None,
+    size: SizeText = None,
+    batch: int = 4,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Score a weights file or an exported student on a split: mIoU, pixel accuracy, IoU of each class."""
+    from dsd_core.data import open_dataset
+    from dsd_core.data.loader import eval_batches
+    from dsd_core.evaluate import evaluate as score_on
+    from dsd_core.predict import open_predictor
+
+    data = open_dataset(dataset, root, split, _parse_size(size))
+    predictor = open_predictor(weights, network, preprocess, model, classes=len(data.classes), threads=threads)
+    score, images, seconds = score_on(predictor.logits, eval_batches(data, batch), data.classes)
+    figures = {**score.model_dump(), "images": images, "seconds": round(seconds, 3), "split": split}
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(f"mIoU {score.miou:.4f}   pixel accuracy {score.pixel_accuracy:.4f}   {images} images in {seconds:.1f} s")
+    for name, value in score.per_class_iou.items():
+        print(f"  {name:20} {'absent' if value is None else f'{value:.4f}'}")
+
+
+@app.command()
+def predict(
+    image: Annotated[Path, typer.Argument(help="PNG or JPEG")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write")],
+    weights: Weights = None,
+    network: Network = None,
+    preprocess: PreprocessName = None,
+    model: Model = None,
+    size: SizeText = None,
+    style: Annotated[
+        str, typer.Option(help="colours, overlay (colours over the image) or ids (class ids as grey)")
+    ] = "overlay",
+    threads: Threads = None,
+) -> None:
+    """Segment one image and write the mask as a PNG of the image's own size."""
+    from dsd_core.predict import open_predictor, segment_file
+
+    predictor = open_predictor(weights, network, preprocess, model, threads=threads)
+    segment_file(predictor, image, out, size=_parse_size(size), style=style)
+    print(f"Wrote {out}.")
+
+
+def main() -> None:
+    try:
+        app()
+    except DsdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _stop_on_signals() -> list[int]:
+    """SIGTERM and SIGINT ask for a checkpoint and an orderly end; the list holds those that came."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, note)
+    return received
+
+
+def _as_dsd_error(error: Exception) -> DsdError:
+    import torch
+
+    from dsd_core.checkpoint import storage_error
+
+    if isinstance(error, DsdError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return OutOfMemoryError(
+            f"Memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
+            field="/train/batch",
+            hint="Lower train.batch or train.augment.crop, or run it on a larger device.",
+        )
+    if isinstance(error, OSError):
+        return storage_error(error, Path(error.filename or "the run folder"))
+    return DsdError(f"{type(error).__name__}: {error}")
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise SpecError(f"{text!r} is not a size.", hint="Write HEIGHTxWIDTH, such as 240x320.")
+    return int(height), int(width)
+
+
+if __name__ == "__main__":
+    main()

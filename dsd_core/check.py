@@ -1,0 +1,145 @@
+"""What can be known about a job before it is queued, without torch: names, files, labels, classes.
+
+What needs torch (tap names, every tensor of the weights, the teacher's score) is step 0 of the run itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dsd_core.data import Dataset, open_dataset
+from dsd_core.data.scan import scan
+from dsd_core.errors import SpecError
+from dsd_core.models.names import check_network
+from dsd_core.spec import JobSpec
+from dsd_core.weights import describe_weights, fitting_outputs
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing that does not stop the job; `field` is a JSON pointer into the spec."""
+
+    level: Literal["info", "warning"]
+    field: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The spec as it will run, what was found, and what it will take."""
+
+    spec: JobSpec
+    findings: list[Finding] = field(default_factory=list)
+    estimates: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "digest": self.spec.digest(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "estimates": self.estimates,
+        }
+
+
+def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = (), service: bool = False) -> Checked:
+    """Raise SpecError, DataError or WeightsError for what makes the job impossible; else say what was found.
+
+    At most `budget_s` seconds go into reading images. With `service`, paths must be absolute, and lie below one of
+    `data_roots` where there are any.
+    """
+    for pointer, path in _paths(spec).items():
+        _check_path(path, pointer, data_roots, service)
+    check_network(spec.student.network, field="/student/network")
+    data = spec.dataset
+    train = open_dataset(data.name, data.root, "train", data.size)
+    val = open_dataset(data.name, data.root, "val", data.size)
+    findings = [*_check_weights(spec, len(train.classes)), *_check_view(spec, train)]
+    scanned = scan(train, budget_s=budget_s)
+    if not scanned.complete:
+        findings.append(
+            Finding(
+                "info",
+                "/dataset",
+                f"{scanned.images} of {len(train)} training images were read; the run reads all of them.",
+            )
+        )
+    return Checked(spec, findings, _estimate(spec, train, val))
+
+
+def _paths(spec: JobSpec) -> dict[str, str]:
+    named = {
+        "/dataset/root": spec.dataset.root,
+        "/student/weights": spec.student.weights,
+        "/teacher/weights": spec.teacher.weights if spec.teacher else None,
+    }
+    return {pointer: path for pointer, path in named.items() if path is not None}
+
+
+def _check_path(text: str, pointer: str, data_roots: Sequence[Path], service: bool) -> None:
+    path = Path(text)
+    if "\0" in text:
+        raise SpecError(f"{pointer} is not a path.", field=pointer)
+    if service and not path.is_absolute():
+        raise SpecError(
+            f"{text!r} is a relative path.", field=pointer, hint="Give the absolute path on the workers' machine."
+        )
+    if data_roots and not any(path.resolve().is_relative_to(root.resolve()) for root in data_roots):
+        allowed = ", ".join(map(str, data_roots))
+        raise SpecError(
+            f"{text} lies outside the folders this service may read.", field=pointer, hint=f"Allowed: {allowed}."
+        )
+
+
+def _check_weights(spec: JobSpec, classes: int) -> list[Finding]:
+    findings = []
+    if spec.student.weights is not None:
+        fitting_outputs(Path(spec.student.weights), spec.student.network, classes, field="/student/weights")
+    if spec.teacher is not None and spec.teacher.weights is not None:
+        path = Path(spec.teacher.weights)
+        network, preprocess = describe_weights(path, spec.teacher.network, spec.teacher.preprocess)
+        outputs = fitting_outputs(path, network, classes)
+        findings.append(
+            Finding(
+                "info",
+                "/teacher",
+                f"The teacher is {network}; pixels are taken in order {preprocess.order}, "
+                f"mean {preprocess.mean}, std {preprocess.std}.",
+            )
+        )
+        if outputs != classes:
+            findings.append(
+                Finding("info", "/teacher/weights", f"Its last output (of {outputs}) is taken as void and left out.")
+            )
+    return findings
+
+
+def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
+    findings = []
+    if len(train) < spec.train.batch:
+        findings.append(
+            Finding(
+                "warning",
+                "/train/batch",
+                f"The batch ({spec.train.batch}) is larger than the training split ({len(train)} images).",
+            )
+        )
+    if spec.evaluate.every_epochs > spec.train.epochs:
+        findings.append(Finding("info", "/evaluate/every_epochs", "The student is scored only once, at the end."))
+    return findings
+
+
+def _estimate(spec: JobSpec, train: Dataset, val: Dataset) -> dict[str, Any]:
+    steps = spec.train.epochs * max(len(train) // spec.train.batch, 1)
+    phases = 2 if spec.baseline else 1
+    height, width = train.size
+    return {
+        "train_images": len(train),
+        "val_images": len(val),
+        "classes": len(train.classes),
+        "steps": steps * phases,
+        "views": steps * phases * spec.train.batch,
+        "decoded_bytes": (len(train) + len(val)) * height * width * 4,
+    }

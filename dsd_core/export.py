@@ -1,0 +1,223 @@
+"""The finished student as files that need no code of ours: weights, config, ONNX, card, checksums.
+
+    student/   model.safetensors   the network's own state dict, its own names; nothing of teacher, losses or optimiser
+               config.json         network, preprocessing, classes, palette, scores
+               model.onnx          image uint8 [N,H,W,3] RGB -> logits float32 [N,K,H,W]; preprocessing is inside
+               README.md           the model card
+               SHA256SUMS
+
+The folder appears whole: it is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from dsd_core.checkpoint import storage_error
+from dsd_core.errors import DsdError, WeightsError
+from dsd_core.events import Cost, FileInfo, Result, Score
+from dsd_core.models.cost import count_flops, count_params, latency_ms
+from dsd_core.models.onnx_graph import write_onnx
+from dsd_core.models.segmenter import Segmenter
+from dsd_core.spec import NetworkSpec, Preprocess
+
+PARITY = 1e-3  # of class probabilities; the differences seen are some 1e-6
+
+
+@dataclass(frozen=True)
+class Exported:
+    files: list[FileInfo]
+    onnx_max_error: float
+    fixed_size: bool
+
+
+def export_student(
+    student: Segmenter,
+    network: NetworkSpec,
+    preprocess: Preprocess,
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    palette: list[tuple[int, int, int]],
+    size: tuple[int, int],
+    about: dict[str, Any],
+) -> Exported:
+    """Write the student to `folder`. `size` is the (height, width) it was validated at, `about` goes into config and
+    card.
+
+    Raises DsdError when the ONNX graph does not compute what the network computes, StorageError when it cannot be
+    written.
+    """
+    partial = folder.with_suffix(".tmp")
+    student = student.to("cpu").eval()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in student.network.state_dict().items()}, partial / "model.safetensors")
+        write_onnx(student, partial / "model.onnx")
+        error, fixed_size = check_parity(student, partial / "model.onnx", size)
+        config = {
+            "network": network.model_dump(mode="json"),
+            "preprocess": preprocess.model_dump(mode="json"),
+            "classes": list(classes),
+            "palette": [list(colour) for colour in palette],
+            "size": list(size),
+            "onnx": {"input": "image", "output": "logits", "fixed_size": fixed_size},
+            **about,
+        }
+        (partial / "config.json").write_text(json.dumps(config, indent=1))
+        (partial / "README.md").write_text(model_card(config))
+        files = [file_info(path) for path in sorted(partial.iterdir())]
+        (partial / "SHA256SUMS").write_text("".join(f"{file.sha256}  {file.path}\n" for file in files))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except OSError as failed:
+        raise storage_error(failed, folder) from failed
+    return Exported([*files, file_info(folder / "SHA256SUMS")], error, fixed_size)
+
+
+def onnx_parity(student: Segmenter, path: Path, size: tuple[int, int]) -> float:
+    """Largest difference of class probabilities between graph and network over a random image of this size.
+
+    NaN where the graph cannot run at that size.
+    """
+    image_NHW3 = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    with torch.inference_mode():
+        ours = student(torch.from_numpy(image_NHW3).permute(0, 3, 1, 2)).softmax(dim=1)
+    try:
+        logits = onnx_session(path).run(["logits"], {"image": image_NHW3})[0]
+    except Exception:  # onnxruntime's errors have no common class below Exception
+        return math.nan
+    return float((ours - torch.from_numpy(logits).softmax(dim=1)).abs().max())
+
+
+def check_parity(student: Segmenter, path: Path, size: tuple[int, int]) -> tuple[float, bool]:
+    """The largest difference at `size` and at a size that is no multiple of any stride, and whether only `size` works.
+
+    Raises DsdError where the graph is not the network at `size`: the file would not be the student.
+    """
+    at_size, elsewhere = onnx_parity(student, path, size), onnx_parity(student, path, (size[0] - 7, size[1] + 9))
+    if not at_size <= PARITY:
+        raise DsdError(
+            f"The exported ONNX graph differs from the network by {at_size:.2g} in class probability.",
+            hint="The checkpoint is kept. Try another student network, or report this one.",
+        )
+    fixed_size = not elsewhere <= PARITY
+    return (at_size if fixed_size else max(at_size, elsewhere)), fixed_size
+
+
+def onnx_session(path: Path) -> onnxruntime.InferenceSession:
+    """An ONNX file ready to run on the CPU, with as many threads as torch has. Raises WeightsError for another kind
+    of file."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class below Exception
+        raise WeightsError(f"{path} is not an ONNX model that onnxruntime can run: {error}") from error
+
+
+def measure_cost(segmenter: nn.Module, network: NetworkSpec, classes: int, size: tuple[int, int]) -> Cost:
+    """Parameters, FLOPs and the median CPU latency of one image of `size`."""
+    return Cost(
+        network=str(network),
+        params=count_params(segmenter),
+        flops=count_flops(network, classes, size),
+        latency_ms=latency_ms(segmenter.to("cpu"), size, torch.get_num_threads()),
+        height=size[0],
+        width=size[1],
+    )
+
+
+def write_result(out: Path, result: Result) -> None:
+    """Write result.json, whole or not at all. Raises StorageError."""
+    partial = out / "result.json.tmp"
+    try:
+        partial.write_text(result.model_dump_json(indent=1))
+        os.replace(partial, out / "result.json")
+    except OSError as error:
+        raise storage_error(error, out) from error
+
+
+def file_info(path: Path) -> FileInfo:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileInfo(path=path.name, bytes=path.stat().st_size, sha256=digest)
+
+
+@lru_cache
+def code_version() -> str:
+    """The package's version and the first 12 digits of the sha256 over the library's source."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return f"{version('dsd')}+{digest.hexdigest()[:12]}"
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """A README for the exported student, in Markdown."""
+    network, pixels = config["network"], config["preprocess"]
+    name = network["name"] + (f":{network['encoder']}" if network["encoder"] else "")
+    height, width = config["size"]
+    scores = {who: Score.model_validate(score) for who, score in config.get("scores", {}).items()}
+    rows = [f"| {who} | {_percent(score.miou)} | {_percent(score.pixel_accuracy)} |" for who, score in scores.items()]
+    own = scores["student"].per_class_iou if "student" in scores else {}
+    classes = [f"| {label} | {_percent(value)} |" for label, value in own.items()]
+    lines = [
+        f"# {config.get('name', name)}",
+        "",
+        f"Semantic segmentation, {len(config['classes'])} classes, network `{name}`, validated at {width} x {height}"
+        f" pixels on `{config.get('dataset', 'its dataset')}`.",
+        "",
+        "| network | mIoU | pixel accuracy |",
+        "|---|---|---|",
+        *rows,
+        "",
+        "`student` is this model, `teacher` what it learned from, `baseline` the same network trained without",
+        "a teacher, same seed and schedule. Scores are on the validation split.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import numpy as np, onnxruntime",
+        "from PIL import Image",
+        "",
+        'session = onnxruntime.InferenceSession("model.onnx")',
+        f'image = Image.open("photo.jpg").convert("RGB").resize(({width}, {height}))',
+        'logits = session.run(["logits"], {"image": np.asarray(image)[None]})[0]',
+        "mask = logits.argmax(1)[0]",
+        "```",
+        "",
+        "Images are uint8 RGB [N,H,W,3], logits float32 [N,K,H,W]; preprocessing is inside the graph. For the weights",
+        "in `model.safetensors`: pixels on the 0..255 scale in order"
+        f" {pixels['order']}, minus {pixels['mean']}, divided by {pixels['std']}.",
+        "",
+        "## IoU of each class",
+        "",
+        "| class | IoU |",
+        "|---|---|",
+        *classes,
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

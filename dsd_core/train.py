@@ -1,0 +1,338 @@
+"""Training: `fit(spec, out, emit)` builds everything in order, then loops. Called by `python -m dsd_core run`.
+
+A run has up to two training phases, `baseline` (the student without a teacher) and `student`, with the same seed,
+order of data and schedule. All state that changes is in the checkpoint, and all randomness of the data is a function
+of (seed, epoch, image), so a run that is killed and started again ends with the same bits (same device type, same
+number of threads).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dsd_core import checkpoint
+from dsd_core.data import Dataset, open_dataset
+from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_batches
+from dsd_core.data.scan import scan
+from dsd_core.distill.task import log_class_weights
+from dsd_core.errors import Interrupted, WeakTeacherError
+from dsd_core.evaluate import evaluate
+from dsd_core.events import Checkpoint, Evaluated, Event, Note, Picture, Progress, Result, Score, Started, Subject
+from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.learner import Learner, build_learner, memory_format
+from dsd_core.meter import Meter, system_metrics
+from dsd_core.models.frozen import Frozen
+from dsd_core.models.segmenter import Segmenter
+from dsd_core.optim import learning_rate, refuse_non_finite
+from dsd_core.pictures import draw_comparison
+from dsd_core.spec import NEEDS_TEACHER, CrossEntropy, JobSpec, Loss, NetworkSpec
+from dsd_core.teacher import load_teacher
+
+TrainPhase = Literal["baseline", "student"]
+
+
+@dataclass
+class Run:
+    """What a run stands on, and the scores it has collected."""
+
+    spec: JobSpec
+    out: Path
+    emit: Callable[[Event], None]
+    stop: Callable[[], bool]
+    device: torch.device
+    train_set: Dataset
+    val_set: Dataset
+    class_weights: Tensor | None
+    teacher: Frozen | None = None
+    teacher_network: NetworkSpec | None = None
+    teacher_digest: str | None = None
+    scores: dict[str, Score] = field(default_factory=dict)
+    train_seconds: float = 0.0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train_set.classes
+
+    @property
+    def phases(self) -> tuple[TrainPhase, ...]:
+        return ("baseline", "student") if self.spec.baseline else ("student",)
+
+    @property
+    def epoch_steps(self) -> int:
+        return steps_per_epoch(len(self.train_set), self.spec.train.batch)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of one phase."""
+        return self.spec.train.epochs * self.epoch_steps
+
+    def losses(self, phase: TrainPhase) -> tuple[Loss, ...]:
+        """The spec's losses; in the baseline only those that need no teacher."""
+        return tuple(loss for loss in self.spec.losses if phase == "student" or loss.loss not in NEEDS_TEACHER)
+
+
+def fit(
+    spec: JobSpec,
+    out: Path,
+    emit: Callable[[Event], None],
+    *,
+    teacher_weights: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Train the spec's student in the run folder `out`, from where its checkpoints end, and export it."""
+    return finish(*train(spec, out, emit, teacher_weights=teacher_weights, stop=stop))
+
+
+def train(
+    spec: JobSpec,
+    out: Path,
+    emit: Callable[[Event], None],
+    *,
+    teacher_weights: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Run, Segmenter]:
+    """All phases of a run: what it stands on with its scores, and the trained student.
+
+    `teacher_weights` stands in for the file of a registered teacher. Raises DsdError; Interrupted after `stop()`
+    turned true and a checkpoint was written.
+    """
+    run = prepare(spec, out, emit, stop, teacher_weights)
+    tensors, state = checkpoint.load_newest(out / "checkpoints", lambda text: emit(_warning(text))) or ({}, {})
+    run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
+    run.train_seconds = state.get("train_seconds", 0.0)
+    emit(
+        Started(
+            spec_digest=spec.digest(),
+            code_version=code_version(),
+            device=str(run.device),
+            torch=torch.__version__,
+            threads=torch.get_num_threads(),
+            total_steps=run.steps * len(run.phases),
+            resumed_from=state.get("total_step"),
+            teacher_digest=run.teacher_digest,
+            dataset_fingerprint=run.train_set.fingerprint(),
+        )
+    )
+    if run.teacher is not None and "teacher" not in run.scores:
+        judge_teacher(run)
+    for phase in run.phases[run.phases.index(state.get("phase", run.phases[0])) :]:
+        resuming = phase == state.get("phase")
+        student = train_phase(run, phase, tensors if resuming else {}, state if resuming else {})
+    return run, student
+
+
+def prepare(
+    spec: JobSpec,
+    out: Path,
+    emit: Callable[[Event], None],
+    stop: Callable[[], bool],
+    teacher_weights: Path | None,
+) -> Run:
+    """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
+    seconds."""
+    torch.set_num_threads(spec.train.threads or os.cpu_count() or 1)
+    torch.backends.cudnn.benchmark = False
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = spec.dataset
+    train_set = cached(open_dataset(data.name, data.root, "train", data.size))
+    val_set = cached(open_dataset(data.name, data.root, "val", data.size))
+    shares = scan(train_set).class_shares
+    scan(val_set)
+    weights = None
+    if any(isinstance(loss, CrossEntropy) and loss.class_weights == "log" for loss in spec.losses):
+        weights = log_class_weights(torch.tensor(shares, dtype=torch.float32))
+    run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
+    if spec.teacher is not None:
+        segmenter, run.teacher_network, run.teacher_digest = load_teacher(
+            spec.teacher, len(run.classes), teacher_weights
+        )
+        run.teacher = Frozen(segmenter).to(device).to(memory_format=memory_format(spec))
+    build_phase(
+        run, "student"
+    ).task.close()  # names of taps and shapes of weights are proved before anything is trained
+    return run
+
+
+def build_phase(run: Run, phase: TrainPhase) -> Learner:
+    teacher = run.teacher if phase == "student" else None
+    return build_learner(run.spec, run.losses(phase), teacher, len(run.classes), run.device, run.class_weights)
+
+
+def judge_teacher(run: Run) -> None:
+    """Score the teacher on the validation split; raises WeakTeacherError below its floor."""
+    assert run.teacher is not None and run.spec.teacher is not None
+    miou = score_network(run, run.teacher, "teacher", 0, 0).miou or 0.0
+    if miou < run.spec.teacher.floor:
+        raise WeakTeacherError(
+            f"The teacher's mIoU on the validation split is {miou:.4f}, below the floor {run.spec.teacher.floor}.",
+            field="/teacher/preprocess",
+            hint="Its preprocessing is the commonest cause: check order (RGB or BGR), mean and std on the 0..255 scale, "
+            "the image size, and that it knows these classes in this order. To train with it all the same, lower"
+            " /teacher/floor.",
+        )
+
+
+def train_phase(run: Run, phase: TrainPhase, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
+    """Train one student, from the checkpoint's `tensors` and `state` or from the start (both empty); returns it in
+    eval mode."""
+    training, evaluation = run.spec.train, run.spec.evaluate
+    learner = build_phase(run, phase)
+    if state:
+        learner.restore(tensors, state)
+    first, steps, behind = state.get("step", 0), run.steps, run.phases.index(phase) * run.steps
+    meter = Meter(first, run.train_seconds)
+    bad = torch.zeros(len(learner.task.losses), dtype=torch.bool, device=run.device)
+
+    learner.task.train()
+    for step, batch in enumerate(train_batches(run.train_set, training, first, steps), start=first + 1):
+        logging = step % training.log_every == 0 or step in (1, steps)
+        rate = learning_rate(training, step, steps)
+        terms, norms = learner.step(batch.to(run.device), rate, measure=logging)
+        bad |= torch.stack([~terms[loss.loss].isfinite() for loss in learner.task.losses])
+        meter.count(len(batch.images_N3HW))
+
+        stopping = run.stop()
+        saving = stopping or step == steps or meter.since_saved() >= training.checkpoint_every_s
+        if logging or saving:
+            refuse_non_finite(learner.task.losses, bad, phase, step)
+        if logging:
+            images_per_s, eta_s = meter.rates(step, steps)
+            run.emit(
+                Progress(
+                    phase=phase,
+                    step=step,
+                    steps=steps,
+                    total_step=behind + step,
+                    total_steps=steps * len(run.phases),
+                    epoch=(step - 1) // run.epoch_steps + 1,
+                    losses={name: value.item() for name, value in terms.items()},
+                    grad_norms={name: value.item() for name, value in norms.items()},
+                    learning_rate=rate,
+                    images_per_s=images_per_s,
+                    eta_s=eta_s,
+                    system=system_metrics(run.device),
+                )
+            )
+        if step % (evaluation.every_epochs * run.epoch_steps) == 0 or step == steps:
+            with meter.paused():
+                run.scores[phase] = score_network(run, learner.shown, phase, step, behind + step)
+                if training.keep == "best":
+                    learner.keep_if_best(run.scores[phase].miou)
+                if phase == "student":
+                    draw_pictures(run, learner.shown, step, behind + step)
+            learner.task.train()
+        if saving:
+            run.train_seconds = meter.train_seconds
+            save(run, learner, phase, step, behind + step)
+            meter.saved()
+        if stopping and step < steps:
+            raise Interrupted(f"Stopped after step {step} of phase {phase}; the checkpoint holds it.")
+
+    learner.task.close()
+    student = learner.shown
+    if learner.best:
+        student.load_state_dict(learner.best)
+        run.scores[phase] = score_network(run, student, phase, steps, behind + steps)
+    return student.eval()
+
+
+def save(run: Run, learner: Learner, phase: TrainPhase, step: int, total_step: int) -> None:
+    """Write a checkpoint and say so."""
+    position = {"phase": phase, "step": step, "total_step": total_step, "train_seconds": run.train_seconds}
+    scores = {subject: score.model_dump() for subject, score in run.scores.items()}
+    state = {**position, **learner.state(), "scores": scores}
+    saved = checkpoint.save(run.out / "checkpoints", total_step, learner.tensors(), state)
+    path = str(saved.path.relative_to(run.out))
+    run.emit(
+        Checkpoint(phase=phase, step=step, total_step=total_step, path=path, bytes=saved.bytes, sha256=saved.sha256)
+    )
+
+
+def score_network(run: Run, network: torch.nn.Module, subject: Subject, step: int, total_step: int) -> Score:
+    """Score a network on the validation split and say so; leaves it in eval mode."""
+    network.eval()
+    batches = (batch.to(run.device) for batch in eval_batches(run.val_set, run.spec.evaluate.batch))
+    score, images, seconds = evaluate(network, batches, run.classes)
+    run.emit(
+        Evaluated(
+            subject=subject, step=step, total_step=total_step, images=images, seconds=seconds, **score.model_dump()
+        )
+    )
+    return score
+
+
+def draw_pictures(run: Run, student: Segmenter, step: int, total_step: int) -> None:
+    """Draw the first validation images as the networks see them."""
+    networks = {"student": student} if run.teacher is None else {"teacher": run.teacher, "student": student}
+    for index in range(min(run.spec.evaluate.pictures, len(run.val_set))):
+        image_HW3, label_HW = run.val_set[index]
+        image_N3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0).to(run.device)
+        with torch.inference_mode():
+            masks = {name: network(image_N3HW).argmax(1)[0].cpu().numpy() for name, network in networks.items()}
+        path = Path("pictures") / f"{total_step:08d}-{index:02d}.png"
+        draw_comparison(run.out / path, image_HW3, label_HW, masks, run.val_set.palette)
+        caption = f"validation image {run.val_set.names[index]}"
+        run.emit(Picture(phase="student", step=step, total_step=total_step, path=str(path), caption=caption))
+
+
+def finish(run: Run, student: Segmenter) -> Result:
+    """Export the student, measure what it costs, write result.json."""
+    spec, classes, size = run.spec, len(run.classes), run.val_set.size
+    score, baseline = run.scores["student"], run.scores.get("baseline")
+    lineage = {
+        "teacher_digest": run.teacher_digest,
+        "dataset_fingerprint": run.train_set.fingerprint(),
+        "spec_digest": spec.digest(),
+        "code_version": code_version(),
+    }
+    scores = {subject: score.model_dump() for subject, score in run.scores.items()}
+    exported = export_student(
+        student,
+        spec.student.network,
+        spec.student.preprocess,
+        run.out / "student",
+        classes=run.classes,
+        palette=run.val_set.palette,
+        size=size,
+        about={"name": spec.name, "dataset": spec.dataset.name, "scores": scores, **lineage},
+    )
+    if exported.fixed_size:
+        run.emit(
+            _warning(
+                f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
+            )
+        )
+    gain = None
+    if baseline is not None and baseline.miou is not None and score.miou is not None:
+        gain = score.miou - baseline.miou
+    teacher_cost = None
+    if run.teacher is not None and run.teacher_network is not None:
+        teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
+    result = Result(
+        student=score,
+        student_cost=measure_cost(student, spec.student.network, classes, size),
+        teacher=run.scores.get("teacher"),
+        teacher_cost=teacher_cost,
+        baseline=baseline,
+        gain=gain,
+        files=exported.files,
+        classes=list(run.classes),
+        onnx_max_error=exported.onnx_max_error,
+        train_seconds=run.train_seconds,
+        floor=spec.evaluate.floor,
+        beats_floor=(score.miou or 0.0) >= spec.evaluate.floor,
+        **lineage,
+    )
+    write_result(run.out, result)
+    return result
+
+
+def _warning(text: str) -> Note:
+    return Note(level="warning", message=text)

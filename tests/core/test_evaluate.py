@@ -1,0 +1,62 @@
+"""The confusion matrix counts what it says, and agrees with torchmetrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from dsd_core.evaluate import Confusion
+
+NAMES = ("a", "b", "c", "d")
+
+
+def random_pair(seed, classes=4):
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.randint(0, classes, (2, 9, 7), generator=generator)
+    labels = torch.randint(0, classes + 1, (2, 9, 7), generator=generator)
+    return predicted, labels.where(labels < classes, 255)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_iou_equals_torchmetrics_with_ignored_pixels(seed):
+    predicted, labels = random_pair(seed)
+    ours = Confusion(4)
+    ours.add(predicted, labels)
+    theirs = MulticlassJaccardIndex(4, average="none", ignore_index=255)(predicted, labels)
+    assert np.nan_to_num(ours.iou()) == pytest.approx(theirs.numpy(), abs=1e-6)
+    macro = MulticlassJaccardIndex(4, average="macro", ignore_index=255)(predicted, labels)
+    assert ours.score(NAMES).miou == pytest.approx(macro.item(), abs=1e-6)
+
+
+def test_a_class_absent_from_labels_and_predictions_is_none_and_not_in_the_mean():
+    confusion = Confusion(4)
+    confusion.add(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0, 1, 1]]]))
+    score = confusion.score(NAMES)
+    assert score.per_class_iou == {"a": 0.5, "b": 0.5, "c": None, "d": None}
+    assert score.miou == 0.5 and score.pixel_accuracy == pytest.approx(2 / 3)
+
+
+def test_a_pixel_is_left_out_by_its_label_never_by_its_prediction():
+    confusion = Confusion(2)
+    confusion.add(torch.tensor([[[1, 1, 1]]]), torch.tensor([[[255, 0, 1]]]))
+    assert confusion.counts.tolist() == [[0, 1], [0, 1]]
+
+
+def test_sums_over_batches_are_exact():
+    whole, parts = Confusion(4), Confusion(4)
+    pairs = [random_pair(seed) for seed in range(3)]
+    whole.add(torch.cat([p for p, _ in pairs]), torch.cat([label for _, label in pairs]))
+    for pair in pairs:
+        parts.add(*pair)
+    assert (whole.counts == parts.counts).all() and whole.images == parts.images == 6
+
+
+def test_nothing_but_ignored_pixels_has_no_score():
+    confusion = Confusion(4)
+    confusion.add(torch.zeros(1, 2, 2, dtype=torch.long), torch.full((1, 2, 2), 255))
+    assert confusion.score(NAMES).miou is None and confusion.score(NAMES).pixel_accuracy is None

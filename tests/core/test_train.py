@@ -1,0 +1,290 @@
+"""Training does what the spec says, ends with the same bits however often it is interrupted, and leaves a student
+that works."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dsd_core.data import open_dataset
+from dsd_core.data.loader import eval_batches, train_batches
+from dsd_core.errors import DivergedError, Interrupted, SpecError, WeakTeacherError, WeightsError
+from dsd_core.evaluate import evaluate
+from dsd_core.events import Checkpoint, Evaluated, Note, Picture, Progress, Started
+from dsd_core.export import onnx_session
+from dsd_core.learner import build_learner
+from dsd_core.models import build
+from dsd_core.models.frozen import Frozen
+from dsd_core.optim import backward, learning_rate
+from dsd_core.spec import Training
+from dsd_core.teacher import load_teacher
+from dsd_core.train import fit, train
+from tests.core.small import CLASSES, save_teacher, small_spec
+
+GOLDEN = [
+    {"ce": 2.4194, "psd": 1.5729, "csd": 0.0015, "kd": 0.0184, "loss": 4.0259},
+    {"ce": 2.3503, "psd": 0.66, "csd": 0.0009, "kd": 0.0143, "loss": 3.0332},
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def finished(teacher, tmp_path_factory):
+    """A job with a baseline, run through: its result, folder and events."""
+    out = tmp_path_factory.mktemp("finished")
+    events = []
+    result = fit(small_spec(teacher, baseline=True), out, events.append)
+    return result, out, events
+
+
+def progress(events, phase):
+    return [event for event in events if isinstance(event, Progress) and event.phase == phase]
+
+
+def weights_of(out):
+    return load_file(out / "student" / "model.safetensors")
+
+
+def test_the_first_losses_are_these_numbers(finished):
+    _, _, events = finished
+    losses = [event.losses for event in progress(events, "student")]
+    assert len(losses) == 6
+    for found, expected in zip(losses, GOLDEN, strict=False):
+        assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_baseline_and_student_start_from_the_same_weights_and_see_the_same_images(finished):
+    _, _, events = finished
+    first = {phase: progress(events, phase)[0] for phase in ("baseline", "student")}
+    assert first["baseline"].losses["ce"] == first["student"].losses["ce"]
+    assert set(first["baseline"].losses) == {"ce", "loss"}
+    assert set(first["student"].losses) == {"ce", "psd", "csd", "kd", "loss"}
+
+
+def test_the_loss_is_the_weighted_sum_and_every_term_reports_its_gradient(finished, teacher):
+    _, _, events = finished
+    weights = {loss.loss: loss.weight for loss in small_spec(teacher).losses}
+    for event in progress(events, "student"):
+        total = sum(weight * event.losses[name] for name, weight in weights.items())
+        assert event.losses["loss"] == pytest.approx(total, rel=1e-5)
+        assert set(event.grad_norms) == {*weights, "total"}
+        assert all(norm > 0 for norm in event.grad_norms.values())
+
+
+def test_the_events_tell_the_whole_run_in_order(finished):
+    _, out, events = finished
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Started and events[0].total_steps == 12 and events[0].resumed_from is None
+    subjects = [event.subject for event in events if isinstance(event, Evaluated)]
+    assert subjects == ["teacher", "baseline", "student"]
+    assert [event.total_step for event in events if isinstance(event, Progress)] == list(range(1, 13))
+    assert [event.total_step for event in events if isinstance(event, Checkpoint)] == [6, 12]
+    assert all((out / event.path).is_file() for event in events if isinstance(event, Picture))
+    assert not [event for event in events if isinstance(event, Note) and event.level == "warning"]
+
+
+def test_the_result_reports_the_gain_over_the_baseline(finished):
+    result, out, _ = finished
+    assert result.gain == pytest.approx(result.student.miou - result.baseline.miou)
+    assert json.loads((out / "result.json").read_text())["gain"] == pytest.approx(result.gain)
+    assert 0 < result.student_cost.params < 354_517 and result.student_cost.flops > 0
+    assert result.teacher_cost.network == "espnet"
+    assert result.teacher_digest and result.dataset_fingerprint and result.spec_digest
+
+
+def test_the_exported_weights_are_the_networks_own_and_nothing_else(finished):
+    _, out, _ = finished
+    tensors = weights_of(out)
+    network = build(small_spec().student.network, CLASSES)
+    assert set(tensors) == set(network.state_dict())
+    network.load_state_dict(tensors, strict=True)
+
+
+def test_the_exported_graph_scores_what_the_student_scored(finished):
+    result, out, _ = finished
+    session = onnx_session(out / "student" / "model.onnx")
+
+    def logits(images):
+        return torch.from_numpy(session.run(["logits"], {"image": images.permute(0, 2, 3, 1).contiguous().numpy()})[0])
+
+    data = open_dataset("streets", None, "val", (32, 48))
+    score, images, _ = evaluate(logits, eval_batches(data, 20), data.classes)
+    assert images == len(data)
+    assert score.miou == pytest.approx(result.student.miou, abs=2e-4)
+    assert result.onnx_max_error < 1e-4
+
+
+def test_the_exported_graph_takes_any_batch_and_size(finished):
+    _, out, _ = finished
+    session = onnx_session(out / "student" / "model.onnx")
+    for shape in ((1, 32, 48, 3), (3, 41, 67, 3)):
+        found = session.run(["logits"], {"image": np.zeros(shape, dtype=np.uint8)})[0]
+        assert found.shape == (shape[0], CLASSES, shape[1], shape[2])
+
+
+def test_the_checksums_match_the_files(finished):
+    import hashlib
+
+    result, out, _ = finished
+    lines = (out / "student" / "SHA256SUMS").read_text().splitlines()
+    assert {line.split("  ")[1] for line in lines} == {"model.safetensors", "config.json", "model.onnx", "README.md"}
+    for file in result.files:
+        data = (out / "student" / file.path).read_bytes()
+        assert len(data) == file.bytes and hashlib.sha256(data).hexdigest() == file.sha256
+
+
+@pytest.mark.parametrize("stop_at", [[3], [6], [8], [2, 5, 9, 11]])
+def test_an_interrupted_run_ends_with_the_very_same_weights(stop_at, finished, teacher, tmp_path):
+    _, uninterrupted, _ = finished
+    spec = small_spec(teacher, baseline=True)
+    interrupted = 0
+    for limit in [*stop_at, 99]:
+        events = []
+
+        def stop(events=events, limit=limit):
+            done = [e.total_step for e in events if isinstance(e, Progress)]
+            return len(done) > 0 and done[-1] >= limit - 1
+
+        try:
+            _, student = train(spec, tmp_path, events.append, stop=stop)
+        except Interrupted:
+            interrupted += 1
+        started = next(event for event in events if isinstance(event, Started))
+        assert (started.resumed_from is None) == (limit == stop_at[0])
+    assert interrupted >= len([step for step in stop_at if step != 6])
+    expected = weights_of(uninterrupted)
+    assert all(torch.equal(value, expected[key]) for key, value in student.network.state_dict().items())
+
+
+@pytest.mark.parametrize("left_out", ["student.", "optimizer.", "average."])
+def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(left_out, teacher, tmp_path):
+    spec = small_spec(teacher, train__ema=0.9)
+    learner = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+    batches = list(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 4))
+    for batch in batches[:3]:
+        learner.step(batch, 0.01, measure=False)
+    tensors, state = learner.tensors(), learner.state()
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    learner.step(batches[3], 0.01, measure=False)
+
+    def resumed(tensors):
+        other = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+        fresh = other.tensors()
+        other.restore({**fresh, **tensors}, state)
+        other.step(batches[3], 0.01, measure=False)
+        return [*other.shown.state_dict().values(), *other.student.state_dict().values()]
+
+    expected = [*learner.shown.state_dict().values(), *learner.student.state_dict().values()]
+    whole = resumed(tensors)
+    partial = resumed({key: value for key, value in tensors.items() if not key.startswith(left_out)})
+    assert all(torch.equal(a, b) for a, b in zip(whole, expected, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(partial, expected, strict=True))
+
+
+def test_training_leaves_the_teacher_as_it_was(teacher):
+    spec = small_spec(teacher)
+    frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    learner = build_learner(spec, spec.losses, frozen, CLASSES, CPU, None)
+    learner.task.train()
+    assert not any(module.training for module in frozen.modules())
+    for batch in train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 3):
+        learner.step(batch, 0.1, measure=True)
+    assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+
+
+def test_measured_gradients_add_up_to_the_plain_gradient(teacher):
+    spec = small_spec(teacher)
+    batch = next(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 1))
+    gradients = []
+    for measure in (False, True):
+        frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])
+        learner = build_learner(spec, spec.losses, frozen, CLASSES, CPU, None)
+        backward(learner.task, learner.task(batch), learner.precision, measure=measure)
+        gradients.append([parameter.grad for parameter in learner.student.parameters()])
+    for plain, measured in zip(*gradients, strict=True):
+        assert torch.allclose(plain, measured, rtol=1e-3, atol=1e-5)
+
+
+def test_a_loss_that_becomes_nan_ends_the_run_and_names_the_loss(teacher, tmp_path):
+    changes = {"train__optimizer": "sgd", "train__learning_rate": 100.0, "train__clip_norm": None, "train__epochs": 4}
+    spec = small_spec(teacher, **changes)
+    with pytest.raises(DivergedError, match=r"The loss \w+.* became NaN or infinite in phase student") as caught:
+        train(spec, tmp_path, lambda event: None)
+    assert caught.value.field == "/train/learning_rate" and "Lower the learning rate" in caught.value.hint
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_tap_that_does_not_exist_fails_before_training_with_the_names_near_it(teacher, tmp_path):
+    spec = small_spec(teacher, student__taps=["encoder.level1", "encoder.levl2"])
+    events = []
+    with pytest.raises(SpecError, match=r"levl2.*encoder\.level2") as caught:
+        train(spec, tmp_path, events.append)
+    assert caught.value.field == "/student/taps"
+    assert not [event for event in events if isinstance(event, Progress)]
+
+
+def test_taps_of_different_number_are_refused(teacher, tmp_path):
+    spec = small_spec(
+        teacher,
+        student__taps=["encoder.level1", "encoder.level2"],
+        teacher__taps=["encoder.level1", "encoder.level2", "encoder.level3"],
+    )
+    with pytest.raises(SpecError, match="The student has 2 taps and the teacher 3"):
+        train(spec, tmp_path, lambda event: None)
+
+
+def test_a_teacher_below_its_floor_fails_with_what_to_check(teacher, tmp_path):
+    spec = small_spec(teacher, teacher__floor=0.9)
+    with pytest.raises(WeakTeacherError, match=r"below the floor 0\.9.*preprocessing"):
+        train(spec, tmp_path, lambda event: None)
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path):
+    path = save_teacher(tmp_path, classes=CLASSES + 5)
+    with pytest.raises(SpecError, match=f"has {CLASSES + 5} classes, the dataset has {CLASSES}"):
+        train(small_spec(path), tmp_path / "run", lambda event: None)
+
+
+def test_student_weights_of_the_wrong_shape_are_refused_with_the_tensors_named(teacher, tmp_path):
+    spec = small_spec(None, student__weights=str(teacher), student__network={"name": "espnet", "options": {"q": 3}})
+    with pytest.raises(WeightsError, match="does not fit the network") as caught:
+        train(spec, tmp_path, lambda event: None)
+    assert caught.value.field == "/student/weights"
+
+
+@pytest.mark.parametrize("preset", ["dsd", "kd", "cirkd_dsd"])
+def test_every_preset_trains(preset, teacher, tmp_path):
+    spec = small_spec(teacher, losses=preset)
+    learner = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+    batch = next(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 1))
+    terms, norms = learner.step(batch, 0.01, measure=True)
+    assert all(value.isfinite() for value in terms.values()) and norms["total"] > 0
+
+
+def test_best_weights_are_kept_when_asked_and_the_last_otherwise(tmp_path):
+    spec = small_spec(None, train__epochs=3, train__keep="best", train__learning_rate=0.05)
+    events = []
+    run, _ = train(spec, tmp_path, events.append)
+    scores = [event.miou for event in events if isinstance(event, Evaluated)]
+    assert len(scores) == 4
+    assert run.scores["student"].miou == max(scores)
+
+
+@pytest.mark.parametrize("schedule", ["poly", "one_cycle"])
+def test_learning_rate_rises_then_falls_and_stays_positive(schedule):
+    training = Training(schedule=schedule, learning_rate=0.5, warmup_steps=10)
+    rates = [learning_rate(training, step, 100) for step in range(1, 101)]
+    peak = rates.index(max(rates))
+    assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert 0 < min(rates) and 0.4 < max(rates) <= 0.5
