@@ -118,9 +118,11 @@ def _service(console: Console, home: Path | None, url: str | None, keep: bool) -
         with console.status(f"Starting the service on {escape(str(home))}"):
             address = stack.enter_context(started(home, keep=keep))
         _announce(console, address)
-        yield stack.enter_context(Client(address["api_url"]))
-        if not keep:
-            console.print("Stopping the service.", style="dim")
+        try:
+            yield stack.enter_context(Client(address["api_url"]))
+        finally:
+            if not keep:
+                console.print("Stopping the service", style="dim")
 
 
 def _announce(console: Console, address: Json) -> None:
