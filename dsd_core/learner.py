@@ -41,7 +41,9 @@ class Learner:
     @property
     def shown(self) -> Segmenter:
         """The network that is scored and exported: the moving average where there is one."""
-        return self.student if self.average is None else self.average.module
+        shown = self.student if self.average is None else self.average.module
+        assert isinstance(shown, Segmenter)
+        return shown
 
     def step(self, batch: Batch, rate: float, *, measure: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One optimiser step at learning rate `rate`. Returns the unweighted terms, and the gradient norms (`total`

@@ -67,7 +67,7 @@ def backward(task: DistillTask, terms: dict[str, Tensor], precision: Precision, 
         return {}
     parameters = [p for p in task.student.parameters() if p.requires_grad]
     scale = precision.scaler.get_scale() if precision.scaler.is_enabled() else 1.0
-    norms = {}
+    norms: dict[str, Tensor] = {}
     for loss in task.losses:
         term = precision.scaler.scale(loss.weight * terms[loss.loss])
         if not term.requires_grad:

@@ -115,6 +115,5 @@ def _onnx_logits(model: Path, classes: int | None) -> Callable[[Tensor], Tensor]
 
 def _rainbow(count: int) -> Palette:
     """Distinct colours for classes without a palette of their own; neighbours lie far apart on the wheel."""
-    return [
-        tuple(int(255 * part) for part in colorsys.hsv_to_rgb(index * 0.618 % 1, 0.65, 0.95)) for index in range(count)
-    ]
+    wheel = (colorsys.hsv_to_rgb(index * 0.618 % 1, 0.65, 0.95) for index in range(count))
+    return [(int(255 * red), int(255 * green), int(255 * blue)) for red, green, blue in wheel]

@@ -173,8 +173,8 @@ def judge_teacher(run: Run) -> None:
         raise WeakTeacherError(
             f"The teacher's mIoU on the validation split is {miou:.4f}, below the floor {run.spec.teacher.floor}.",
             field="/teacher/preprocess",
-            hint="Its preprocessing is the commonest cause: check order (RGB or BGR), mean and std on the 0..255 scale, "
-            "the image size, and that it knows these classes in this order. To train with it all the same, lower"
+            hint="Its preprocessing is the commonest cause: check order (RGB or BGR), mean and std on the 0..255 scale,"
+            " the image size, and that it knows these classes in this order. To train with it all the same, lower"
             " /teacher/floor.",
         )
 

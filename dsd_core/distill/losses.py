@@ -40,8 +40,8 @@ def pixel_similarity(
     if len(student) != len(teacher) or len(student) < 2:
         raise ValueError(f"PSD needs the same number of maps, at least two; got {len(student)} and {len(teacher)}.")
     if grid is None:
-        sizes = [tuple(feature.shape[-2:]) for feature in (*student, *teacher)]
-        grid = min(sizes, key=lambda size: size[0] * size[1])
+        coarsest = min((*student, *teacher), key=lambda feature: feature.shape[-2] * feature.shape[-1])
+        grid = (coarsest.shape[-2], coarsest.shape[-1])
     residual_S = residual_attention(student, grid, pairs)
     with torch.no_grad():
         residual_T = residual_attention(teacher, grid, pairs)

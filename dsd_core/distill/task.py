@@ -39,6 +39,7 @@ class DistillTask(nn.Module):
         self.student = student
         self.teacher = teacher
         self.losses = losses
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         self._hooks = ExitStack()
         self._taps: dict[str, tuple[Taps, Taps]] = {}
@@ -62,7 +63,7 @@ class DistillTask(nn.Module):
                 logits_T = self.teacher(batch.images_N3HW)
         maps = {kind: (S.features(), T.features()) for kind, (S, T) in self._taps.items()}
         with torch.autocast(logits_S.device.type, enabled=False):
-            terms = {loss.loss: self._term(loss, logits_S, logits_T, batch, maps) for loss in self.losses}
+            terms: dict[str, Tensor] = {loss.loss: self._term(loss, logits_S, logits_T, batch, maps) for loss in self.losses}
             terms["loss"] = torch.stack([loss.weight * terms[loss.loss] for loss in self.losses]).sum()
         return terms
 
@@ -82,7 +83,7 @@ class DistillTask(nn.Module):
             case LogitDistillation():
                 return L.kd(logits_S, logits_T, temperature=loss.temperature, valid=labels != IGNORE)
             case PixelSimilarity():
-                grid = tuple(max(side // loss.stride, 1) for side in labels.shape[-2:])
+                grid = (max(labels.shape[-2] // loss.stride, 1), max(labels.shape[-1] // loss.stride, 1))
                 student_maps, teacher_maps = maps[loss.layers]
                 return L.pixel_similarity(
                     student_maps, teacher_maps, pairs=loss.pairs, reduction=loss.reduction, grid=grid
