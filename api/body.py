@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 from fastapi import Request
+from pydantic import ValidationError
 
-from api.errors import BodyRefused, BodyTooLarge, WrongMediaType
-from dsd_core.spec import JobSpec, parse_spec
+from api.errors import BodyRefused, BodyTooLarge, WrongFields, WrongMediaType
+from dsd_core.spec import JobSpec, field_problems
 
 DEPTH = 20
 VALUES = 10_000
@@ -21,13 +22,17 @@ LARGEST_INTEGER = 2**63
 
 
 async def read_spec(request: Request) -> JobSpec:
-    """The request's body as a job. Raises SpecError, BodyRefused, BodyTooLarge and WrongMediaType."""
+    """The request's body as a job. Raises WrongFields, BodyRefused, BodyTooLarge and WrongMediaType."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise WrongMediaType(
             f"The body is sent as {media_type or 'nothing in particular'}.", hint="Send Content-Type: application/json."
         )
-    return parse_spec(strict_json(await _bytes(request, request.app.state.settings.max_body_bytes)))
+    data = strict_json(await _bytes(request, request.app.state.settings.max_body_bytes))
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        raise WrongFields(field_problems(error)) from error
 
 
 def strict_json(body: bytes) -> Any:

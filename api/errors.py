@@ -12,14 +12,12 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from dsd_core.errors import DataError, DsdError, SpecError, StorageError, WeakTeacherError, WeightsError
-from dsd_core.spec import field_problems
 from jobs.store import IdempotencyConflict, JobNotFound, NotCancellable
 
 log = logging.getLogger(__name__)
@@ -33,6 +31,14 @@ class Unauthorized(DsdError):
     """This service wants its API key."""
 
     code: ClassVar[str] = "unauthorized"
+
+
+class WrongFields(SpecError):
+    """The job specification is wrong in these fields, each a `field_problems` item."""
+
+    def __init__(self, wrong: list[dict[str, str]]) -> None:
+        super().__init__(f"The job specification is wrong in {len(wrong)} field{'s' if len(wrong) > 1 else ''}.")
+        self.wrong = wrong
 
 
 class BodyRefused(DsdError):
@@ -137,10 +143,7 @@ def problem_of(error: DsdError, instance: str) -> JSONResponse:
     """The problem document of an error that a user can read."""
     status = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     more: Json = {"hint": error.hint, "errors": _errors_of(error)}
-    detail, headers = error.message, {}
-    if isinstance(error.__cause__, ValidationError):
-        count = len(more["errors"])
-        detail = f"The job specification is wrong in {count} field{'s' if count > 1 else ''}."
+    headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, NotCancellable):
@@ -149,13 +152,12 @@ def problem_of(error: DsdError, instance: str) -> JSONResponse:
         headers["Content-Range"] = f"bytes */{error.size}"
     if status is HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "5"
-    return problem(status, error.code, detail, instance=instance, headers=headers, **more)
+    return problem(status, error.code, error.message, instance=instance, headers=headers, **more)
 
 
 def _errors_of(error: DsdError) -> list[Json]:
-    if isinstance(error.__cause__, ValidationError):
-        wrong = field_problems(error.__cause__)
-        return [{"field": item["field"], "message": item["message"], "hint": None} for item in wrong]
+    if isinstance(error, WrongFields):
+        return [{"field": item["field"], "message": item["message"], "hint": None} for item in error.wrong]
     if error.field is None:
         return []
     return [{"field": error.field, "message": error.message, "hint": error.hint}]
