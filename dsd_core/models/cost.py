@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_core.models.networks import as_spec, build, stride
-from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec
 
 BUDGET_S = 2.0
@@ -34,7 +33,7 @@ def count_flops(network: NetworkSpec | str, classes: int, size: tuple[int, int])
     return int(counter.get_total_flops())
 
 
-def latency_ms(segmenter: Segmenter, size: tuple[int, int], threads: int) -> float:
+def latency_ms(segmenter: nn.Module, size: tuple[int, int], threads: int) -> float:
     """Median milliseconds of a forward pass on one image of (height, width), CPU; at least 5 passes and 2 seconds."""
     before = torch.get_num_threads()
     image = torch.zeros(1, 3, *size, dtype=torch.uint8)
@@ -47,7 +46,7 @@ def latency_ms(segmenter: Segmenter, size: tuple[int, int], threads: int) -> flo
         torch.set_num_threads(before)
 
 
-def _timed_passes(segmenter: Segmenter, image: torch.Tensor) -> list[float]:
+def _timed_passes(segmenter: nn.Module, image: torch.Tensor) -> list[float]:
     times_ms: list[float] = []
     end = time.perf_counter() + BUDGET_S
     while len(times_ms) < 5 or time.perf_counter() < end:

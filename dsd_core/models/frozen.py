@@ -19,8 +19,8 @@ class Frozen(nn.Module):
     @property
     def network(self) -> nn.Module:
         """The network inside, where taps are resolved."""
-        inner = self.module
-        return inner.network if isinstance(getattr(inner, "network", None), nn.Module) else inner
+        inner = getattr(self.module, "network", None)
+        return inner if isinstance(inner, nn.Module) else self.module
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)

@@ -31,7 +31,7 @@ def default_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the network's stages, shallow to deep, for `Taps`: 1/2 to 1/8 in ESPNet, 1/4 and below in others."""
     if isinstance(module, ESPNet):
         return ("encoder.level1", "encoder.level2", "encoder.level3")
-    channels = module.encoder.out_channels
+    channels: list[int] = module.get_submodule("encoder").out_channels  # type: ignore[assignment]
     return tuple(f"encoder:{stage}" for stage in range(2, len(channels)) if channels[stage])
 
 
@@ -44,7 +44,7 @@ def switch_off_in_place(module: nn.Module) -> None:
     """Make every activation and dropout of the module write to new memory, so that tapped tensors stay as they were."""
     for part in module.modules():
         if getattr(part, "inplace", False) is True:
-            part.inplace = False
+            setattr(part, "inplace", False)  # noqa: B010 - each kind of module declares it for itself
 
 
 def as_spec(network: NetworkSpec | str) -> NetworkSpec:
@@ -58,14 +58,18 @@ def as_spec(network: NetworkSpec | str) -> NetworkSpec:
 
 
 def _build_espnet(spec: NetworkSpec, classes: int, field: str) -> nn.Module:
-    p, q = spec.options.get("p", 2), spec.options.get("q", 8)
+    p, q = (_count(spec, name, default, field) for name, default in (("p", 2), ("q", 8)))
     image_in_skip = spec.options.get("image_in_skip", True)
-    for name, count in (("p", p), ("q", q)):
-        if type(count) is not int or not 1 <= count <= 100:
-            raise SpecError(f"{name} of espnet is {count!r}.", field=f"{field}/options/{name}", hint="Give 1 to 100.")
     if not isinstance(image_in_skip, bool):
         raise SpecError("image_in_skip of espnet must be true or false.", field=f"{field}/options/image_in_skip")
     return ESPNet(classes, p, q, image_in_skip)
+
+
+def _count(spec: NetworkSpec, name: str, default: int, field: str) -> int:
+    count = spec.options.get(name, default)
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 100:
+        raise SpecError(f"{name} of espnet is {count!r}.", field=f"{field}/options/{name}", hint="Give 1 to 100.")
+    return count
 
 
 def _build_decoder(spec: NetworkSpec, classes: int, field: str) -> nn.Module:

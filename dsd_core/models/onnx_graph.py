@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import TracerWarning  # type: ignore[attr-defined]
 
 from dsd_core.models.segmenter import Exportable, Segmenter
 
@@ -27,7 +28,7 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     dynamic = {"image": {0: "N", 1: "H", 2: "W"}, "logits": {0: "N", 2: "H", 3: "W"}}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=TracerWarning)
         torch.onnx.export(
             Exportable(_with_exportable_pools(segmenter)).eval(),
             (images_NHW3,),
@@ -88,4 +89,6 @@ def _with_exportable_pools(segmenter: Segmenter) -> Segmenter:
 
 def _bins(pool: nn.AdaptiveAvgPool2d) -> tuple[int, int]:
     size = pool.output_size
-    return size if isinstance(size, tuple) else (size, size)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    assert rows is not None and columns is not None  # None keeps a side, which no network here asks for
+    return rows, columns

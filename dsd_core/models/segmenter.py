@@ -16,6 +16,9 @@ class Segmenter(nn.Module):
     `network.state_dict()` has the names that are exported; the segmenter adds none.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, preprocess: Preprocess, classes: int, stride: int) -> None:
         super().__init__()
         self.network = network

@@ -57,12 +57,14 @@ class Taps:
         self._captured.clear()
 
     def _hook(self, module_name: str) -> Callable[[nn.Module, Any, Any], None]:
-        # torch.compile traces this: it only stores, and `features` judges.
+        # torch.compile traces this without a break, which isinstance with `list | tuple` and the questions that are
+        # not asked while compiling would make; `features` judges.
         def capture(module: nn.Module, inputs: Any, output: Any) -> None:
-            if torch.is_inference_mode_enabled():
+            compiling = torch.compiler.is_compiling()
+            if not compiling and torch.is_inference_mode_enabled():
                 return  # the network is being scored, and nobody will ask for features
-            outputs = output if isinstance(output, list | tuple) else [output]
-            versions = None if torch.compiler.is_compiling() else [_version(tensor) for tensor in outputs]
+            outputs = output if isinstance(output, (list, tuple)) else [output]
+            versions = None if compiling else [_version(tensor) for tensor in outputs]
             self._captured.setdefault(module_name, []).append((output, versions))
 
         return capture

@@ -101,11 +101,12 @@ def _match_input_size(network: nn.Module, spec: NetworkSpec, field: str) -> None
         ) from error
     if factors[0] == factors[1] == 1:
         return
-    upsampling = network.segmentation_head[1]
-    factor = factors[0] * float(getattr(upsampling, "scale_factor", 1))
+    head = network.get_submodule("segmentation_head")
+    assert isinstance(head, nn.Sequential)
+    factor = factors[0] * float(getattr(head[1], "scale_factor", 1))
     if factors[0] != factors[1] or factor < 1:
         raise SpecError(f"{spec} gives logits of another shape than its image.", field=field)
-    network.segmentation_head[1] = nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=True)
+    head[1] = nn.Upsample(scale_factor=factor, mode="bilinear", align_corners=True)
 
 
 def _probe(network: nn.Module, size: tuple[int, int]) -> Tensor:

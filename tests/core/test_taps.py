@@ -84,6 +84,15 @@ def test_each_pass_forgets_the_one_before() -> None:
         assert taps.features()[0].shape[0] == 1
 
 
+def test_scoring_in_inference_mode_captures_nothing() -> None:
+    net = Net()
+    with Taps(net, ("first",)) as taps:
+        with torch.inference_mode():
+            net(IMAGE)
+        with pytest.raises(SpecError, match="did not run"):
+            taps.features()
+
+
 def test_hooks_are_gone_outside_with() -> None:
     net = Net()
     with Taps(net, ("first",)):
@@ -146,7 +155,7 @@ def test_taps_of_a_compiled_network_resolve_on_the_network_inside(name: str) -> 
     with Taps(network, names) as taps:
         logits = network(images)
         expected = taps.features()
-    compiled = torch.compile(network, backend="eager")
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
     with Taps(compiled, names) as taps:
         for _ in range(2):
             torch.testing.assert_close(compiled(images), logits)
