@@ -132,7 +132,7 @@ def paint_markings(scene: Scene) -> None:
     white = toned((215, 213, 205), scene.uniform(0.7, 1.05))
     middle = (left + right) / 2 + scene.uniform(-0.4, 0.4)
     if scene.chance(0.75):
-        dash, gap, z = scene.uniform(1.5, 4), scene.uniform(2, 5), scene.uniform(2, 6)
+        dash, gap, z = scene.uniform(1.5, 4), scene.uniform(2, 5), scene.uniform(1.5, 5)
         while z < 70:
             scene.strip((middle - 0.08, middle + 0.08), (z, z + dash), white, None)
             z += dash + gap
@@ -165,7 +165,7 @@ def side_of_street(scene: Scene, side: int) -> list[Thing]:
         things += plot(scene, side, front, (z, z + length), sunny)
         z += length + (scene.uniform(1, 7) if scene.chance(0.25) else 0.0)
     lamp = scene.uniform(5, 16)
-    while lamp < 65:
+    while lamp < 50:
         things.append(lamp_post(scene, kerb + side * 0.5, lamp, side))
         lamp += scene.uniform(14, 30)
     places = [kerb + side * 0.55, (kerb + front) / 2, front - side * 0.4]
@@ -173,7 +173,7 @@ def side_of_street(scene: Scene, side: int) -> list[Thing]:
     for make, most, spread in makers:
         for _ in range(int(scene.uniform(0, most + 1))):
             x = places[int(scene.uniform(0, 3))] + side * scene.uniform(-0.3, 0.3) * spread
-            things.append(make(scene, x, distance(scene, 5.0, 50.0)))
+            things.append(make(scene, x, distance(scene, 4.5, 35.0)))
     if scene.chance(0.65):
         parked = scene.uniform(5, 25)
         for _ in range(int(scene.uniform(1, 5))):
@@ -223,7 +223,7 @@ def develop(scene: Scene) -> Item:
     pixels *= _uneven_light(scene)[:, :, None]
     grey = pixels.mean(axis=2, keepdims=True)
     pixels += (grey - pixels) * scene.uniform(-0.1, 0.45)
-    pixels += scene.rng.standard_normal(pixels.shape, dtype=np.float32) * scene.uniform(2, 6)
+    pixels += scene.rng.standard_normal(pixels.shape, dtype=np.float32) * scene.uniform(1.5, 5)
     image_HW3 = pixels.clip(0, 255).astype(np.uint8)
     return image_HW3, _with_void(ids, scene.rng)
 

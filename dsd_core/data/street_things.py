@@ -97,7 +97,7 @@ def fence(scene: Scene, front: float, z: tuple[float, float]) -> Thing:
 
 
 def lamp_post(scene: Scene, x: float, z: float, side: int) -> Thing:
-    tall, thick = scene.uniform(4.5, 8), scene.uniform(0.07, 0.12)
+    tall, thick = scene.uniform(4.5, 8), scene.uniform(0.09, 0.15)
     colour = scene.pick(((70, 72, 75), (120, 122, 125), (60, 75, 65)))
 
     def paint() -> None:
@@ -110,12 +110,12 @@ def lamp_post(scene: Scene, x: float, z: float, side: int) -> Thing:
 
 
 def sign_post(scene: Scene, x: float, z: float) -> Thing:
-    tall, half = scene.uniform(2.3, 3.3), scene.uniform(0.28, 0.5)
+    tall, half = scene.uniform(2.3, 3.3), scene.uniform(0.35, 0.65)
     face, mark = scene.pick(SIGNS), scene.pick(((235, 235, 235), (30, 30, 30)))
     shape = int(scene.uniform(0, 3))
 
     def paint() -> None:
-        thick = max(0.045, 1.2 * z / scene.focal)
+        thick = max(0.06, 1.2 * z / scene.focal)
         scene.board((x - thick, x + thick), (0, tall), z, (125, 127, 130), POLE)
         if shape == 0:
             scene.blob(x, tall, z, (half, half), face, SIGN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +89,8 @@ def test_cache_stays_within_its_bytes() -> None:
     for _ in range(2):
         list(kept)
     assert dataset.reads == [1, 1, 2]
+
+
+def test_opening_and_scanning_need_no_torch() -> None:
+    code = "import sys, dsd_core.data, dsd_core.data.scan, dsd_core.data.cache; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
