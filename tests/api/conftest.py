@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from api.main import create_app
+from dsd_core.events import parse
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Reason
@@ -52,7 +53,8 @@ class Service:
     def say(self, claim: Claim, events: list[dict[str, Any]], first: int = 1) -> None:
         """Have the worker copy events of the training process."""
         with db.begin(self.engine) as s:
-            assert store.append_events(s, claim, [(event, index) for index, event in enumerate(events, first)])
+            whole = [parse(event).model_dump(mode="json") for event in events]
+            assert store.append_events(s, claim, [(event, index) for index, event in enumerate(whole, first)])
 
     def finish(self, claim: Claim, reason: Reason = Reason.FINISHED, **more: Any) -> None:
         with db.begin(self.engine) as s:
