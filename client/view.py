@@ -28,6 +28,9 @@ STATUS_COLOURS = {
 }
 
 
+WAITING = {"queued": "waiting for a worker", "running": "the training process starts", "cancelling": "stopping"}
+
+
 class JobView:
     """Shows the events of one job as they come. Afterwards `result` or `error` hold what the last ones said."""
 
@@ -92,16 +95,18 @@ class _Bars:
             self._advance(data, now_s)
         elif kind in ("finished", "failed"):
             self._end(now_s, done=kind == "finished")
-        elif kind == "status" and data.get("to") != "running":
-            self._end(now_s, done=data.get("to") == "succeeded")
+        elif kind == "status":
+            if data["to"] not in WAITING:
+                self._end(now_s, done=data["to"] == "succeeded")
+            self._below(WAITING.get(data["to"], ""))
 
     def _advance(self, data: Json, now_s: float) -> None:
         phase, step, steps = data["phase"], data["step"], data["steps"]
         self._begin(phase, now_s)
-        speed = f"{data['images_per_s']:.0f} img/s"
-        self._progress.update(self._tasks[phase], completed=step, total=steps, speed=speed, eta=data["eta_s"])
-        self._losses.plain = f"{'':<16}{_losses(data)}  lr {data['learning_rate']:.1e}"
-        self._losses.stylize("dim")
+        speed, left = f"{data['images_per_s']:.0f} img/s", f"{duration(data['eta_s'])} left"
+        speed = f"{speed}  {left}" if step < steps else "scoring"
+        self._progress.update(self._tasks[phase], completed=step, total=steps, speed=speed)
+        self._below(f"{_losses(data)}  lr {data['learning_rate']:.1e}")
         if phase == "student" and step >= steps:
             self._begin("export", now_s)
 
@@ -111,7 +116,8 @@ class _Bars:
             return
         for task in self._tasks.values():
             self._fill(task, now_s)
-        fields: Json = {"speed": "", "eta": None, "began_s": now_s, "took_s": None}
+        self._below("")
+        fields: Json = {"speed": "", "began_s": now_s, "took_s": None}
         self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, **fields)
 
     def _end(self, now_s: float, *, done: bool) -> None:
@@ -120,7 +126,12 @@ class _Bars:
                 self._fill(task, now_s)
             else:
                 self._progress.stop_task(task)
-        self._losses.plain = ""
+        self._below("")
+
+    def _below(self, text: str) -> None:
+        """The line under the bars."""
+        self._losses.plain = f"{'':<16}{text}" if text else ""
+        self._losses.stylize("dim")
         self.live.refresh()
 
     def _fill(self, task_id: TaskID, now_s: float) -> None:
@@ -145,8 +156,7 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         if task.fields["took_s"] is not None:
             return Text(f"in {duration(task.fields['took_s'])}", style="dim")
-        left = task.fields["eta"]
-        return Text(f"{task.fields['speed']}  {'' if left is None else duration(left) + ' left'}".strip())
+        return Text(task.fields["speed"])
 
 
 def _sentence(kind: str, data: Json) -> Text | None:
