@@ -93,6 +93,14 @@ def service(tmp_path: Path, small_camvid: Path, sqlite_url: str) -> Iterator[Ser
         yield made
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory, small_camvid: Path) -> Iterator[Service]:
+    """One for all tests of a module that change nothing in it."""
+    folder = tmp_path_factory.mktemp("steady")
+    with serving(folder, small_camvid, f"sqlite:///{folder / 'jobs.db'}") as made:
+        yield made
+
+
 @pytest.fixture
 def service_on_each(tmp_path: Path, small_camvid: Path, database_url: str) -> Iterator[Service]:
     """On SQLite, then on PostgreSQL."""

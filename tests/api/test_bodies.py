@@ -35,22 +35,22 @@ JSON = {"Content-Type": "application/json"}
         (b'{"labels": [' + b"1," * 20_000 + b"1]}", "more than 10000"),
     ],
 )
-def test_json_that_no_job_needs_is_refused(service: Service, body: bytes, says: str) -> None:
+def test_json_that_no_job_needs_is_refused(steady: Service, body: bytes, says: str) -> None:
     for path in (JOBS, f"{JOBS}/validate"):
-        problem = problem_in(service.http.post(path, content=body, headers=JSON), 400, "invalid_json")
+        problem = problem_in(steady.http.post(path, content=body, headers=JSON), 400, "invalid_json")
         assert says in problem["detail"]
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "3", '"espnet"', '{"student": []}', '{"losses": {"loss": "ce"}}'])
-def test_json_of_another_shape_is_a_wrong_job(service: Service, body: str) -> None:
-    problem = problem_in(service.http.post(JOBS, content=body, headers=JSON), 422, "invalid_spec")
+def test_json_of_another_shape_is_a_wrong_job(steady: Service, body: str) -> None:
+    problem = problem_in(steady.http.post(JOBS, content=body, headers=JSON), 422, "invalid_spec")
     assert problem["errors"]
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "application/yaml", ""])
-def test_a_body_must_be_sent_as_json(service: Service, media_type: str) -> None:
+def test_a_body_must_be_sent_as_json(steady: Service, media_type: str) -> None:
     """So that a page of another site cannot submit through a visitor's browser, which sends these types unasked."""
-    answer = service.http.post(JOBS, content=json.dumps(service.body()), headers={"Content-Type": media_type})
+    answer = steady.http.post(JOBS, content=json.dumps(steady.body()), headers={"Content-Type": media_type})
     assert "application/json" in problem_in(answer, 415, "wrong_media_type")["hint"]
 
 
@@ -59,18 +59,18 @@ def test_a_media_type_may_have_parameters(service: Service) -> None:
     assert service.http.post(JOBS, content=json.dumps(service.body()), headers=headers).status_code == 202
 
 
-def test_a_body_that_says_it_is_too_large_is_refused(service: Service) -> None:
-    body = b" " * (service.settings.max_body_bytes + 1)
-    problem = problem_in(service.http.post(JOBS, content=body, headers=JSON), 413, "body_too_large")
-    assert str(service.settings.max_body_bytes) in problem["detail"]
+def test_a_body_that_says_it_is_too_large_is_refused(steady: Service) -> None:
+    body = b" " * (steady.settings.max_body_bytes + 1)
+    problem = problem_in(steady.http.post(JOBS, content=body, headers=JSON), 413, "body_too_large")
+    assert str(steady.settings.max_body_bytes) in problem["detail"]
 
 
-def test_a_body_that_turns_out_too_large_is_refused(service: Service) -> None:
+def test_a_body_that_turns_out_too_large_is_refused(steady: Service) -> None:
     def without_a_length() -> Iterator[bytes]:
-        for _ in range(2 + service.settings.max_body_bytes // 65536):
+        for _ in range(2 + steady.settings.max_body_bytes // 65536):
             yield b" " * 65536
 
-    answer = service.http.post(JOBS, content=without_a_length(), headers=JSON)
+    answer = steady.http.post(JOBS, content=without_a_length(), headers=JSON)
     assert "content-length" not in answer.request.headers
     problem_in(answer, 413, "body_too_large")
 

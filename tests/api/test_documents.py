@@ -19,13 +19,13 @@ from tests.api.conftest import Service, problem_in, serving
 
 
 @pytest.fixture
-def document(service: Service) -> dict[str, Any]:
-    found: dict[str, Any] = service.http.get("/openapi.json").json()
+def document(steady: Service) -> dict[str, Any]:
+    found: dict[str, Any] = steady.http.get("/openapi.json").json()
     return found
 
 
-def test_the_catalog_holds_every_name_that_a_spec_may_hold(service: Service) -> None:
-    catalog = service.http.get("/api/v1/catalog").json()
+def test_the_catalog_holds_every_name_that_a_spec_may_hold(steady: Service) -> None:
+    catalog = steady.http.get("/api/v1/catalog").json()
     assert [network["name"] for network in catalog["networks"]] == [*OWN_NETWORKS, *DECODERS]
     assert [loss["name"] for loss in catalog["losses"]] == list(LOSS_TAGS)
     assert catalog["presets"] == PRESETS
@@ -34,26 +34,26 @@ def test_the_catalog_holds_every_name_that_a_spec_may_hold(service: Service) -> 
     assert all(entry["description"] for kind in ("networks", "losses", "datasets") for entry in catalog[kind])
 
 
-def test_the_schemas_of_the_catalog_are_json_schemas(service: Service) -> None:
-    catalog = service.http.get("/api/v1/catalog").json()
+def test_the_schemas_of_the_catalog_are_json_schemas(steady: Service) -> None:
+    catalog = steady.http.get("/api/v1/catalog").json()
     schemas = [catalog["job_schema"], *[entry["schema"] for kind in ("losses", "datasets") for entry in catalog[kind]]]
     for schema in schemas:
         jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(parse_spec(service.body()).model_dump(mode="json"), catalog["job_schema"])
+    jsonschema.validate(parse_spec(steady.body()).model_dump(mode="json"), catalog["job_schema"])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(service.body(colour="red"), catalog["job_schema"])
+        jsonschema.validate(steady.body(colour="red"), catalog["job_schema"])
 
 
 @pytest.mark.parametrize(("search", "among"), [("resnet18", "resnet18"), ("tu-ghost", "tu-ghostnet_100")])
-def test_encoders_can_be_searched(service: Service, search: str, among: str) -> None:
-    found = service.http.get(f"/api/v1/catalog?search={search}").json()["encoders"]
+def test_encoders_can_be_searched(steady: Service, search: str, among: str) -> None:
+    found = steady.http.get(f"/api/v1/catalog?search={search}").json()["encoders"]
     assert among in found["names"]
     assert 0 < found["count"] < len(encoders())
     assert all(search in name for name in found["names"])
 
 
-def test_a_search_that_finds_nothing_offers_what_is_near(service: Service) -> None:
-    assert "resnet18" in service.http.get("/api/v1/catalog?search=resnet17").json()["encoders"]["names"]
+def test_a_search_that_finds_nothing_offers_what_is_near(steady: Service) -> None:
+    assert "resnet18" in steady.http.get("/api/v1/catalog?search=resnet17").json()["encoders"]["names"]
 
 
 def test_every_operation_has_a_summary_a_description_and_a_problem_as_its_error(document: dict[str, Any]) -> None:
@@ -67,8 +67,8 @@ def test_every_operation_has_a_summary_a_description_and_a_problem_as_its_error(
             assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
-def test_every_route_is_in_the_document(service: Service, document: dict[str, Any]) -> None:
-    assert isinstance(service.http.app, FastAPI)
+def test_every_route_is_in_the_document(steady: Service, document: dict[str, Any]) -> None:
+    assert isinstance(steady.http.app, FastAPI)
     wanted = {"/jobs", "/jobs/validate", "/jobs/{job_id}", "/jobs/{job_id}/cancel", "/jobs/{job_id}/events"}
     wanted |= {"/jobs/{job_id}/logs", "/jobs/{job_id}/metrics", "/catalog", "/models", "/models/{name}"}
     wanted |= {"/models/{name}/versions/{version}", "/models/{name}/versions/{version}/files/{file}"}
@@ -97,9 +97,9 @@ def test_the_body_of_a_submission_is_a_job_spec(document: dict[str, Any]) -> Non
     assert set(schema["required"]) == {"name", "dataset", "student"}
 
 
-def test_the_page_of_the_documentation_loads_nothing_from_elsewhere(service: Service) -> None:
-    assert service.http.get("/").headers["location"] == "/docs"
-    page = service.http.get("/docs")
+def test_the_page_of_the_documentation_loads_nothing_from_elsewhere(steady: Service) -> None:
+    assert steady.http.get("/").headers["location"] == "/docs"
+    page = steady.http.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert not re.search(r"(https?:)?//[a-z]", page.text.replace("<!doctype", ""))
@@ -107,12 +107,12 @@ def test_the_page_of_the_documentation_loads_nothing_from_elsewhere(service: Ser
     assert "innerHTML" not in page.text
 
 
-def test_the_process_lives_whatever_else_is_away(service: Service) -> None:
-    assert service.http.get("/livez").json() == {"status": "alive"}
+def test_the_process_lives_whatever_else_is_away(steady: Service) -> None:
+    assert steady.http.get("/livez").json() == {"status": "alive"}
 
 
-def test_without_broker_and_mlflow_the_service_is_ready_but_degraded(service: Service) -> None:
-    answer = service.http.get("/readyz")
+def test_without_broker_and_mlflow_the_service_is_ready_but_degraded(steady: Service) -> None:
+    answer = steady.http.get("/readyz")
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "degraded",
@@ -138,7 +138,7 @@ def test_importing_the_api_brings_in_neither_torch_nor_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_answers_that_are_not_json_are_negotiated_by_no_one(service: Service) -> None:
+def test_answers_that_are_not_json_are_negotiated_by_no_one(steady: Service) -> None:
     """A client that wants a type we do not have gets JSON, not an error."""
-    assert service.http.get("/api/v1/jobs", headers={"Accept": "text/html"}).status_code == 200
-    problem_in(service.http.get("/api/v1/jobs/x", headers={"Accept": "text/html"}), 404, "job_not_found")
+    assert steady.http.get("/api/v1/jobs", headers={"Accept": "text/html"}).status_code == 200
+    problem_in(steady.http.get("/api/v1/jobs/x", headers={"Accept": "text/html"}), 404, "job_not_found")

@@ -34,13 +34,13 @@ EVERY = [
 ]
 
 
-def test_an_unknown_path_is_a_problem(service: Service) -> None:
-    problem = problem_in(service.http.get("/api/v1/joobs"), 404, "not_found")
+def test_an_unknown_path_is_a_problem(steady: Service) -> None:
+    problem = problem_in(steady.http.get("/api/v1/joobs"), 404, "not_found")
     assert problem["instance"] == "/api/v1/joobs" and "/docs" in problem["hint"]
 
 
-def test_a_method_that_a_path_lacks_is_a_problem_with_those_it_has(service: Service) -> None:
-    answer = service.http.delete(JOBS)
+def test_a_method_that_a_path_lacks_is_a_problem_with_those_it_has(steady: Service) -> None:
+    answer = steady.http.delete(JOBS)
     problem_in(answer, 405, "method_not_allowed")
     assert answer.headers["allow"]
 
@@ -135,8 +135,8 @@ def test_with_the_key_the_api_answers(tmp_path: Path, small_camvid: Path, sqlite
         assert service.http.get(f"{JOBS}?api_key=s3cret").status_code == 401
 
 
-def test_the_list_of_paths_above_is_complete(service: Service) -> None:
-    paths = _document(service.http.app)["paths"]
+def test_the_list_of_paths_above_is_complete(steady: Service) -> None:
+    paths = _document(steady.http.app)["paths"]
     listed = {(method.upper(), path) for path, methods in paths.items() for method in methods if "/api/" in path}
     assert len(listed) == len(EVERY)
 
@@ -147,13 +147,13 @@ def _document(app: object) -> dict[str, dict[str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "localhost/abc?", "", "127.0.0.1@evil"])
-def test_a_foreign_host_header_is_refused(service: Service, host: str) -> None:
-    problem_in(service.http.get("/livez", headers={"Host": host}), 400, "wrong_host")
+def test_a_foreign_host_header_is_refused(steady: Service, host: str) -> None:
+    problem_in(steady.http.get("/livez", headers={"Host": host}), 400, "wrong_host")
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000"])
-def test_our_own_names_are_answered_with_any_port(service: Service, host: str) -> None:
-    assert service.http.get("/livez", headers={"Host": host}).status_code == 200
+def test_our_own_names_are_answered_with_any_port(steady: Service, host: str) -> None:
+    assert steady.http.get("/livez", headers={"Host": host}).status_code == 200
 
 
 def test_only_the_table_of_errors_speaks_of_statuses_of_errors() -> None:

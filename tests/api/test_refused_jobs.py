@@ -53,67 +53,67 @@ def refusal(service: Service, body: dict[str, Any], code: str = "invalid_spec") 
     ],
 )
 def test_a_wrong_field_is_named_with_what_would_be_right(
-    service: Service, change: dict[str, Any], field: str, says: str
+    steady: Service, change: dict[str, Any], field: str, says: str
 ) -> None:
     codes = {"/student/weights": "invalid_weights"}
-    found = refusal(service, service.body(**change), codes.get(field, "invalid_spec"))
+    found = refusal(steady, steady.body(**change), codes.get(field, "invalid_spec"))
     assert (found["field"] or "/") == field
     assert says in found["message"]
 
 
-def test_all_wrong_fields_are_named_at_once(service: Service) -> None:
-    body = service.body(train={"epochs": 0, "batch": 0}, colour="red")
-    problem = problem_in(service.http.post(JOBS, json=body), 422, "invalid_spec")
+def test_all_wrong_fields_are_named_at_once(steady: Service) -> None:
+    body = steady.body(train={"epochs": 0, "batch": 0}, colour="red")
+    problem = problem_in(steady.http.post(JOBS, json=body), 422, "invalid_spec")
     assert {error["field"] for error in problem["errors"]} == {"/train/epochs", "/train/batch", "/colour"}
     assert "3 fields" in problem["detail"]
 
 
-def test_a_missing_folder_is_named(service: Service, tmp_path: Path) -> None:
-    found = refusal(service, on(service, tmp_path / "nowhere"), "invalid_data")
+def test_a_missing_folder_is_named(steady: Service, tmp_path: Path) -> None:
+    found = refusal(steady, on(steady, tmp_path / "nowhere"), "invalid_data")
     assert found["field"] == "/dataset/root"
     assert str(tmp_path / "nowhere") in found["message"]
 
 
 @pytest.mark.parametrize("root", ["data/CamVid", "/" + "a" * 900, "/\u202e", "/dev/null", "/proc/self/mem"])
-def test_a_root_that_can_be_no_dataset_is_refused(service: Service, root: str) -> None:
+def test_a_root_that_can_be_no_dataset_is_refused(steady: Service, root: str) -> None:
     code = "invalid_spec" if not root.startswith("/") else "invalid_data"
-    assert refusal(service, service.body(dataset={"name": "camvid", "root": root}), code)["field"] == "/dataset/root"
+    assert refusal(steady, steady.body(dataset={"name": "camvid", "root": root}), code)["field"] == "/dataset/root"
 
 
-def test_a_mask_with_an_id_out_of_range_is_named_with_the_id(service: Service, tmp_path: Path) -> None:
+def test_a_mask_with_an_id_out_of_range_is_named_with_the_id(steady: Service, tmp_path: Path) -> None:
     root = tiny_camvid(tmp_path / "camvid")
     save_pair(root, "train", "train_001.png", IMAGE, np.full((48, 64), 200, np.uint8))
-    found = refusal(service, on(service, root), "invalid_data")
+    found = refusal(steady, on(steady, root), "invalid_data")
     assert "train_001.png" in found["message"] and "200" in found["message"]
 
 
-def test_a_truncated_image_is_named(service: Service, tmp_path: Path) -> None:
+def test_a_truncated_image_is_named(steady: Service, tmp_path: Path) -> None:
     root = tiny_camvid(tmp_path / "camvid")
     image = root / "train" / "train_002.png"
     image.write_bytes(image.read_bytes()[:200])
-    assert "train_002.png" in refusal(service, on(service, root), "invalid_data")["message"]
+    assert "train_002.png" in refusal(steady, on(steady, root), "invalid_data")["message"]
 
 
-def test_a_teacher_with_other_classes_is_refused(service: Service, tmp_path: Path) -> None:
+def test_a_teacher_with_other_classes_is_refused(steady: Service, tmp_path: Path) -> None:
     weights = tmp_path / "teacher.safetensors"
     save_file({"segmentation_head.0.weight": np.zeros((19, 8, 1, 1), np.float32)}, weights)
-    body = on(service, service.data, **taught_by(weights))
-    found = refusal(service, body)
+    body = on(steady, steady.data, **taught_by(weights))
+    found = refusal(steady, body)
     assert found["field"] == "/teacher/weights"
     assert "19 classes" in found["message"] and "11" in found["message"]
 
 
-def test_a_teacher_of_another_network_is_refused(service: Service, tmp_path: Path) -> None:
+def test_a_teacher_of_another_network_is_refused(steady: Service, tmp_path: Path) -> None:
     weights = tmp_path / "teacher.safetensors"
     save_file({"layer.weight": np.zeros((4, 4), np.float32)}, weights)
-    found = refusal(service, on(service, service.data, **taught_by(weights)), "invalid_weights")
+    found = refusal(steady, on(steady, steady.data, **taught_by(weights)), "invalid_weights")
     assert found["field"] == "/teacher/weights"
 
 
-def test_weights_that_are_no_safetensors_are_refused(service: Service, tmp_path: Path) -> None:
+def test_weights_that_are_no_safetensors_are_refused(steady: Service, tmp_path: Path) -> None:
     weights = tmp_path / "teacher.safetensors"
     weights.write_bytes(b"\x80\x02}q\x00.")
-    found = refusal(service, on(service, service.data, **taught_by(weights)), "invalid_weights")
+    found = refusal(steady, on(steady, steady.data, **taught_by(weights)), "invalid_weights")
     assert "safetensors" in found["message"]
 
 
@@ -145,9 +145,9 @@ def test_an_unknown_version_of_a_teacher_is_refused_with_those_there_are(service
     assert "latest-good, 1" in problem["hint"]
 
 
-def test_a_text_that_is_no_model_is_refused(service: Service) -> None:
-    body = service.body(kind="distill", teacher={"model": "../../etc/passwd"})
-    assert refusal(service, body)["field"] == "/teacher/model"
+def test_a_text_that_is_no_model_is_refused(steady: Service) -> None:
+    body = steady.body(kind="distill", teacher={"model": "../../etc/passwd"})
+    assert refusal(steady, body)["field"] == "/teacher/model"
 
 
 def test_a_registered_teacher_with_other_classes_is_refused(service: Service) -> None:
