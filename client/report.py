@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -21,32 +22,45 @@ def result_table(result: Json) -> Group:
     return Group(*[part for part in parts if part is not None])
 
 
+@dataclass(frozen=True)
+class _Column:
+    """One network of the comparison; a score or cost that is not known stays a dash."""
+
+    title: str
+    score: Json
+    cost: Json
+    style: str = ""
+
+
 def _networks(result: Json) -> Table:
+    columns = _columns(result)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    columns = [column for column in _columns(result) if column[1] is not None]
-    for title, _, _ in columns:
-        table.add_column(title, justify="right", style="bold green" if title.startswith("student\ndist") else "")
-    costs = [cost or {} for _, _, cost in columns]
-    table.add_row("network", *[cost.get("network", "-") for cost in costs])
-    table.add_row("mIoU", *[fraction(score["miou"]) for _, score, _ in columns if score])
-    table.add_row("pixel accuracy", *[fraction(score["pixel_accuracy"]) for _, score, _ in columns if score])
-    table.add_row("parameters", *[amount(cost["params"]) if cost else "-" for cost in costs])
-    at = f" at {costs[-1]['height']}x{costs[-1]['width']}"
-    table.add_row(f"FLOPs{at}", *[amount(cost["flops"]) if cost else "-" for cost in costs])
-    table.add_row(f"latency{at}", *[f"{cost['latency_ms']:.1f} ms" if cost else "-" for cost in costs])
+    for column in columns:
+        table.add_column(column.title, justify="right", style=column.style)
+    at = f"at {result['student_cost']['height']}x{result['student_cost']['width']}"
+    table.add_row("network", *[column.cost.get("network", "-") for column in columns])
+    table.add_row("mIoU", *[fraction(column.score.get("miou")) for column in columns])
+    table.add_row("pixel accuracy", *[fraction(column.score.get("pixel_accuracy")) for column in columns])
+    table.add_row("parameters", *[amount(column.cost["params"]) if column.cost else "-" for column in columns])
+    table.add_row(f"FLOPs {at}", *[amount(column.cost["flops"]) if column.cost else "-" for column in columns])
+    table.add_row(f"latency {at}", *[f"{c.cost['latency_ms']:.1f} ms" if c.cost else "-" for c in columns])
     return table
 
 
-def _columns(result: Json) -> list[tuple[str, Json | None, Json | None]]:
-    """(title, score, cost) of each network; the baseline is the student's network, so it costs the same."""
-    if result.get("teacher") is None and result.get("baseline") is None:
-        return [("student", result["student"], result["student_cost"])]
-    return [
-        ("teacher\n", result.get("teacher"), result.get("teacher_cost")),
-        ("student\nwithout teacher", result.get("baseline"), result["student_cost"]),
-        ("student\ndistilled", result["student"], result["student_cost"]),
+def _columns(result: Json) -> list[_Column]:
+    """The baseline is the student's network, so it costs the same."""
+    teacher, teacher_cost, baseline = result.get("teacher"), result.get("teacher_cost"), result.get("baseline")
+    student, cost = result["student"], result["student_cost"]
+    if not teacher_cost:
+        return [_Column("student", student, cost, "bold green")]
+    columns = [
+        _Column("teacher\n", teacher or {}, teacher_cost),
+        _Column("student\ndistilled", student, cost, "bold green"),
     ]
+    if baseline:
+        columns.insert(1, _Column("student\nwithout teacher", baseline, cost))
+    return columns
 
 
 def _gain(result: Json) -> Text | None:
@@ -81,7 +95,8 @@ def _ratio(teacher: float, student: float, less: str, more: str) -> str:
 
 
 def _files(result: Json) -> Text:
-    return Text("Files     " + ", ".join(f"{file['path']} {size(file['bytes'])}" for file in result["files"]))
+    weights = [file for file in result["files"] if file["path"].endswith((".safetensors", ".onnx"))]
+    return Text("Files     " + ", ".join(f"{file['path']} {size(file['bytes'])}" for file in weights))
 
 
 def jobs_table(jobs: list[Json]) -> Table:
