@@ -41,6 +41,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 Seq = Annotated[int, Query(ge=0, le=LARGEST_SEQ, description="Only events after this `seq`.")]
+LastSeen = Annotated[
+    int | None,
+    Header(alias="Last-Event-ID", ge=0, le=LARGEST_SEQ, description="As `after`; browsers send it on reconnecting."),
+]
 Types = Annotated[
     list[Annotated[str, Query(pattern=r"^[a-z_]{1,40}$")]] | None,
     Query(alias="type", max_length=20, description="Only events of this type; may be repeated."),
@@ -54,10 +58,8 @@ async def get_events(
     after: Seq = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
     types: Types = None,
-    accept: Annotated[str, Header()] = "",
-    last_event_id: Annotated[
-        int | None, Header(ge=0, le=LARGEST_SEQ, description="As `after`; browsers send it when they reconnect.")
-    ] = None,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: LastSeen = None,
 ) -> Response:
     """What has happened to a job, the oldest first; with `Accept: text/event-stream`, as it happens until it ends."""
     after = max(after, last_event_id or 0)

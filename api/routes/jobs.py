@@ -52,7 +52,11 @@ def submit_job(
     response: Response,
     idempotency_key: Annotated[
         str | None,
-        Header(pattern=r"^[\x21-\x7e]{1,255}$", description="Repeating a request with its key makes no second job."),
+        Header(
+            alias="Idempotency-Key",
+            pattern=r"^[\x21-\x7e]{1,255}$",
+            description="Repeating a request with its key makes no second job.",
+        ),
     ] = None,
 ) -> Job:
     """Queue a job. Names, files, classes and paths are checked first; what needs the networks, when it starts.

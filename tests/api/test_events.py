@@ -175,7 +175,7 @@ def test_a_stream_of_an_unknown_job_or_from_a_wrong_place_is_a_problem(service: 
     problem_in(get(url, "nothere"), 404, "job_not_found")
     job_id = service.submit()["id"]
     problem = problem_in(get(url, job_id, Last_Event_ID="abc"), 422, "invalid_request")
-    assert problem["errors"][0]["field"] == "header:last-event-id"
+    assert problem["errors"][0]["field"] == "header:Last-Event-ID"
 
 
 def test_many_watchers_hold_no_threads(service: Service, url: str) -> None:

@@ -83,7 +83,7 @@ def test_requests_without_a_key_make_a_job_each(service: Service) -> None:
 def test_a_key_that_is_no_key_is_refused(service: Service) -> None:
     for key in ("", "two words", "k" * 256):
         answer = service.http.post(JOBS, json=service.body(), headers={"Idempotency-Key": key})
-        assert problem_in(answer, 422, "invalid_request")["errors"][0]["field"] == "header:idempotency-key"
+        assert problem_in(answer, 422, "invalid_request")["errors"][0]["field"] == "header:Idempotency-Key"
 
 
 def test_validating_resolves_the_spec_and_queues_nothing(service: Service) -> None:
