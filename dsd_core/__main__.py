@@ -86,7 +86,7 @@ def evaluate(
     from dsd_core.predict import open_predictor
 
     data = open_dataset(dataset, root, split, _parse_size(size))
-    predictor = open_predictor(weights, network, preprocess, model, classes=len(data.classes), threads=threads)
+    predictor = open_predictor(weights, network, preprocess, model, classes=data.classes, threads=threads)
     score, images, seconds = score_on(predictor.logits, eval_batches(data, batch), data.classes)
     figures = {**score.model_dump(), "images": images, "seconds": round(seconds, 3), "split": split}
     if as_json:
@@ -142,7 +142,7 @@ def _stop_on_signals() -> list[int]:
 def _as_dsd_error(error: Exception) -> DsdError:
     import torch
 
-    from dsd_core.checkpoint import storage_error
+    from dsd_core.checkpoint import UNWRITABLE, storage_error
 
     if isinstance(error, DsdError):
         return error
@@ -152,7 +152,7 @@ def _as_dsd_error(error: Exception) -> DsdError:
             field="/train/batch",
             hint="Lower train.batch or train.augment.crop, or run it on a larger device.",
         )
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return storage_error(error, Path(error.filename or "the run folder"))
     return DsdError(f"{type(error).__name__}: {error}")
 

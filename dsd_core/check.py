@@ -56,16 +56,12 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     data = spec.dataset
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
-    findings = [*_check_weights(spec, len(train.classes)), *_check_view(spec, train)]
-    scanned = scan(train, budget_s=budget_s)
-    if not scanned.complete:
-        findings.append(
-            Finding(
-                "info",
-                "/dataset",
-                f"{scanned.images} of {len(train)} training images were read; the run reads all of them.",
-            )
-        )
+    findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
+    for split in (train, val):
+        scanned = scan(split, budget_s=budget_s / 2)
+        if not scanned.complete:
+            read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
+            findings.append(Finding("info", "/dataset", read))
     return Checked(spec, findings, _estimate(spec, train, val))
 
 
@@ -93,7 +89,7 @@ def _check_path(text: str, pointer: str, data_roots: Sequence[Path], service: bo
         )
 
 
-def _check_weights(spec: JobSpec, classes: int) -> list[Finding]:
+def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
     findings = []
     if spec.student.weights is not None:
         fitting_outputs(Path(spec.student.weights), spec.student.network, classes, field="/student/weights")
@@ -109,7 +105,7 @@ def _check_weights(spec: JobSpec, classes: int) -> list[Finding]:
                 f"mean {preprocess.mean}, std {preprocess.std}.",
             )
         )
-        if outputs != classes:
+        if outputs != len(classes):
             findings.append(
                 Finding("info", "/teacher/weights", f"Its last output (of {outputs}) is taken as void and left out.")
             )

@@ -80,6 +80,9 @@ def load_newest(folder: Path, note: Callable[[str], None]) -> tuple[dict[str, Te
     return None
 
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM}
+
+
 def storage_error(error: OSError, where: Path) -> StorageError:
     """What an operating system's error at writing below `where` means to a user."""
     if error.errno == errno.ENOSPC:

@@ -87,7 +87,6 @@ class Checkpoint(_Event):
     path: str
     bytes: int
     sha256: str  # of its manifest
-    best: bool = False
 
 
 class Picture(_Event):

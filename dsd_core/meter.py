@@ -11,7 +11,7 @@ import torch
 
 
 class Meter:
-    """Counts images and seconds of training; evaluation and checkpoints are not training."""
+    """Counts images and seconds of training, checkpoints included; scoring and pictures are not training."""
 
     def __init__(self, first_step: int, seconds_before: float) -> None:
         self._before = seconds_before

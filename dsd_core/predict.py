@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.export import onnx_session
-from dsd_core.models import outputs_in
+from dsd_core.models.sidecar import parse_network
 from dsd_core.pictures import Palette, colour, overlay
 from dsd_core.spec import NetworkSpec
 from dsd_core.teacher import load_segmenter
@@ -41,12 +41,13 @@ def open_predictor(
     preprocess: str | None,
     model: Path | None,
     *,
-    classes: int | None = None,
+    classes: tuple[str, ...] | None = None,
     threads: int | None = None,
 ) -> Predictor:
     """A predictor from `weights` (with network and preprocessing given or beside the file) or from `model` (ONNX).
 
-    `classes` is what the dataset has; None takes all outputs. Raises SpecError or WeightsError.
+    `network` is a short form, a constructor call or the JSON of a NetworkSpec. `classes` is what the dataset has; None
+    takes all outputs. Raises SpecError or WeightsError.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if (weights is None) == (model is None):
@@ -60,11 +61,11 @@ def open_predictor(
     palette = [tuple(rgb) for rgb in config.get("palette", [])]
     size = tuple(config["size"]) if "size" in config else None
     if model is not None:
-        return Predictor(_onnx_logits(model, classes), palette or _rainbow(256), size)
-    spec = NetworkSpec.model_validate(network) if network else None
+        return Predictor(_onnx_logits(model, len(classes) if classes else None), palette or _rainbow(256), size)
+    spec = _parse_network(network) if network else None
     pixels = named_preprocess(preprocess) if preprocess else None
     spec, pixels = describe_weights(path, spec, pixels, field="")
-    segmenter = load_segmenter(path, spec, pixels, classes or outputs_in(path, spec), field="")
+    segmenter = load_segmenter(path, spec, pixels, classes, field="")
     return Predictor(segmenter.to(memory_format=torch.channels_last), palette or _rainbow(256), size)
 
 
@@ -92,6 +93,13 @@ def segment_file(predictor: Predictor, image: Path, out: Path, *, size: tuple[in
         ids = Image.fromarray(colour(mask_HW, predictor.palette))
     out.parent.mkdir(parents=True, exist_ok=True)
     ids.save(out, format="PNG")
+
+
+def _parse_network(text: str) -> NetworkSpec:
+    try:
+        return parse_network(json.loads(text) if text.startswith("{") else text, field="--network")
+    except json.JSONDecodeError as error:
+        raise SpecError(f"--network {text!r} is not JSON: {error}") from error
 
 
 def _onnx_logits(model: Path, classes: int | None) -> Callable[[Tensor], Tensor]:

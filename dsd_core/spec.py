@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dsd_core.errors import SpecError, unknown
 
@@ -83,14 +92,6 @@ class NetworkSpec(Part):
     options: dict[str, Option] = {}
     """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_short_form(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            name, _, encoder = value.partition(":")
-            return {"name": name, "encoder": encoder or None}
-        return value
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name not in OWN_NETWORKS and self.name not in DECODERS:
@@ -105,10 +106,26 @@ class NetworkSpec(Part):
         return f"{self.name}:{self.encoder}" if self.encoder else self.name
 
 
+def _from_short_form(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name, _, encoder = value.partition(":")
+    return {"name": name, "encoder": encoder or None}
+
+
+Network = Annotated[NetworkSpec, BeforeValidator(_from_short_form, json_schema_input_type=NetworkSpec | str)]
+_network: TypeAdapter[NetworkSpec] = TypeAdapter(Network)
+
+
+def network_spec(value: Any) -> NetworkSpec:
+    """A network from its fields or its short form. Raises pydantic.ValidationError, a ValueError."""
+    return _network.validate_python(value)
+
+
 class Student(Part):
     """The network that is trained."""
 
-    network: NetworkSpec
+    network: Network
     """Its architecture."""
     preprocess: Preprocess = Preprocess()
     """What it wants done to the pixels; becomes part of the exported student."""
@@ -127,7 +144,7 @@ class Teacher(Part):
     preprocessing."""
     model: Text | None = None
     """A registered model: `name`, `name@alias` or `name/version`. `name` alone means alias latest-good."""
-    network: NetworkSpec | None = None
+    network: Network | None = None
     """Its architecture, unless the `.json` beside the weights or the registered model says it."""
     preprocess: Preprocess | None = None
     """What it wants done to the pixels, unless the `.json` beside the weights or the registered model says it."""
@@ -199,7 +216,7 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     "dsd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}],
     "dsd_kd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}, {"loss": "kd"}],
     "kd": [{"loss": "ce"}, {"loss": "kd"}],
-    # The constants of the public re-implementation (winycg/CIRKD, losses/dsd.py), to compare with its published rows.
+    # The constants of the public re-implementation (winycg/CIRKD, losses/dsd.py); docs/methods.md has the rest.
     "cirkd_dsd": [
         {"loss": "ce"},
         {"loss": "psd", "weight": 1000.0, "pairs": "all", "reduction": "mean", "layers": "head"},
@@ -214,6 +231,9 @@ def _expand_preset(value: Any) -> Any:
     if value not in PRESETS:
         raise ValueError(str(unknown("loss preset", value, PRESETS)))
     return PRESETS[value]
+
+
+Losses = Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset, json_schema_input_type=tuple[Loss, ...] | str)]
 
 
 # --- data, training, evaluation ---------------------------------------------------------------------------------------
@@ -319,7 +339,7 @@ class JobSpec(Part):
     dataset: DatasetSpec
     student: Student
     teacher: Teacher | None = None
-    losses: Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset)] = Field(default=(), validate_default=True)
+    losses: Losses = Field(default="dsd", validate_default=True)
     """A list of losses with weights, or the name of a preset. Default: `dsd` for distill, `plain` for train."""
     train: Training = Training()
     evaluate: Evaluation = Evaluation()

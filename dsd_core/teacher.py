@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_core.errors import SpecError
-from dsd_core.models import build, load_weights, stride
+from dsd_core.models import build, load_weights, outputs_in, stride
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec, Preprocess, Teacher
 from dsd_core.weights import describe_weights, fitting_outputs
 
 
 def load_segmenter(
-    weights: Path, network: NetworkSpec, preprocess: Preprocess, classes: int, *, field: str = "/teacher/weights"
+    weights: Path,
+    network: NetworkSpec,
+    preprocess: Preprocess,
+    classes: Sequence[str] | None,
+    *,
+    field: str = "/teacher/weights",
 ) -> Segmenter:
-    """The network with its weights, in eval mode, giving logits of the first `classes` outputs. Raises DsdError."""
-    outputs = fitting_outputs(weights, network, classes, field=field)
+    """The network with its weights, in eval mode, giving logits of these classes (None: of all outputs).
+
+    Raises SpecError for other classes, WeightsError for a file that does not fit the network.
+    """
+    outputs = outputs_in(weights, network, field=field)
+    if classes is not None:
+        fitting_outputs(weights, network, classes, field=field)
     module = build(network.model_copy(update={"encoder_weights": None}), outputs)
     load_weights(module, weights, field=field)
-    return Segmenter(module, preprocess, classes, stride(network)).eval()
+    kept = outputs if classes is None else len(classes)
+    return Segmenter(module, preprocess, kept, stride(network)).eval()
 
 
-def load_teacher(teacher: Teacher, classes: int, weights: Path | None = None) -> tuple[Segmenter, NetworkSpec, str]:
+def load_teacher(
+    teacher: Teacher, classes: Sequence[str], weights: Path | None = None
+) -> tuple[Segmenter, NetworkSpec, str]:
     """The teacher, its network's spec and the sha256 of its file; `weights` stands in for a registered model's file."""
     if weights is None and teacher.weights is None:
         raise SpecError(

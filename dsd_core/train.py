@@ -2,8 +2,8 @@
 
 A run has up to two training phases, `baseline` (the student without a teacher) and `student`, with the same seed,
 order of data and schedule. All state that changes is in the checkpoint, and all randomness of the data is a function
-of (seed, epoch, image), so a run that is killed and started again ends with the same bits (same device type, same
-number of threads).
+of (seed, epoch, image), so a run that is killed and started again ends with the same bits on the CPU (same number of
+threads).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
 from dsd_core.distill.task import log_class_weights
-from dsd_core.errors import Interrupted, WeakTeacherError
+from dsd_core.errors import Interrupted, SpecError, WeakTeacherError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Checkpoint, Evaluated, Event, Note, Picture, Progress, Result, Score, Started, Subject
 from dsd_core.export import code_version, export_student, measure_cost, write_result
@@ -105,6 +105,7 @@ def train(
     """
     run = prepare(spec, out, emit, stop, teacher_weights)
     tensors, state = checkpoint.load_newest(out / "checkpoints", lambda text: emit(_warning(text))) or ({}, {})
+    refuse_other_run(run, state)
     run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
     run.train_seconds = state.get("train_seconds", 0.0)
     emit(
@@ -150,14 +151,23 @@ def prepare(
         weights = log_class_weights(torch.tensor(shares, dtype=torch.float32))
     run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
     if spec.teacher is not None:
-        segmenter, run.teacher_network, run.teacher_digest = load_teacher(
-            spec.teacher, len(run.classes), teacher_weights
-        )
+        segmenter, run.teacher_network, run.teacher_digest = load_teacher(spec.teacher, run.classes, teacher_weights)
         run.teacher = Frozen(segmenter).to(device).to(memory_format=memory_format(spec))
     build_phase(
         run, "student"
     ).task.close()  # names of taps and shapes of weights are proved before anything is trained
     return run
+
+
+def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
+    """Raise SpecError where the checkpoint is of another spec or another teacher: going on would be neither run."""
+    ours = {"spec_digest": run.spec.digest(), "teacher_digest": run.teacher_digest}
+    changed = [name.removesuffix("_digest") for name, digest in ours.items() if state and state[name] != digest]
+    if changed:
+        raise SpecError(
+            f"The run folder {run.out} holds a checkpoint of another {' and another '.join(changed)}.",
+            hint="Give a new folder, or remove this one to start again.",
+        )
 
 
 def build_phase(run: Run, phase: TrainPhase) -> Learner:
@@ -247,7 +257,8 @@ def save(run: Run, learner: Learner, phase: TrainPhase, step: int, total_step: i
     """Write a checkpoint and say so."""
     position = {"phase": phase, "step": step, "total_step": total_step, "train_seconds": run.train_seconds}
     scores = {subject: score.model_dump() for subject, score in run.scores.items()}
-    state = {**position, **learner.state(), "scores": scores}
+    lineage = {"spec_digest": run.spec.digest(), "teacher_digest": run.teacher_digest}
+    state = {**position, **learner.state(), **lineage, "scores": scores}
     saved = checkpoint.save(run.out / "checkpoints", total_step, learner.tensors(), state)
     path = str(saved.path.relative_to(run.out))
     run.emit(
@@ -327,7 +338,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         onnx_max_error=exported.onnx_max_error,
         train_seconds=run.train_seconds,
         floor=spec.evaluate.floor,
-        beats_floor=(score.miou or 0.0) >= spec.evaluate.floor,
+        beats_floor=score.miou is not None and score.miou >= spec.evaluate.floor,
         **lineage,
     )
     write_result(run.out, result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from dsd_core.errors import SpecError, WeightsError
@@ -37,17 +38,33 @@ def describe_weights(
     return with_options_of(weights, network, field=f"{field}/weights"), preprocess
 
 
-def fitting_outputs(weights: Path, network: NetworkSpec, classes: int, *, field: str = "/teacher/weights") -> int:
-    """Outputs of the network in the file: as many as classes, or one more that is void. Raises SpecError,
-    WeightsError."""
+def fitting_outputs(
+    weights: Path, network: NetworkSpec, classes: Sequence[str], *, field: str = "/teacher/weights"
+) -> int:
+    """Outputs of the network in the file: one a class, or one more that is void. Raises SpecError, WeightsError.
+
+    Where the config beside the file names its classes, they must be these in this order.
+    """
     outputs = outputs_in(weights, network, field=field)
-    if outputs not in (classes, classes + 1):
+    hint = "Both must have the same classes in the same order; one more output, void, is left out."
+    if outputs not in (len(classes), len(classes) + 1):
+        raise SpecError(f"{weights} has {outputs} classes, the dataset has {len(classes)}.", field=field, hint=hint)
+    named = _classes_beside(weights)
+    if named and named[: len(classes)] != list(classes):
         raise SpecError(
-            f"{weights} has {outputs} classes, the dataset has {classes}.",
+            f"{weights} was trained for the classes {', '.join(named)}; the dataset has {', '.join(classes)}.",
             field=field,
-            hint="Both must have the same classes in the same order; one more output, void, is left out.",
+            hint=hint,
         )
     return outputs
+
+
+def _classes_beside(weights: Path) -> list[str] | None:
+    config = weights.parent / "config.json"
+    if not config.is_file() or weights.with_suffix(".json").is_file():
+        return None
+    said = json.loads(config.read_text(encoding="utf-8")).get("classes")
+    return [str(name) for name in said] if isinstance(said, list) else None
 
 
 def named_preprocess(text: str) -> Preprocess:

@@ -63,7 +63,9 @@ class DistillTask(nn.Module):
                 logits_T = self.teacher(batch.images_N3HW)
         maps = {kind: (S.features(), T.features()) for kind, (S, T) in self._taps.items()}
         with torch.autocast(logits_S.device.type, enabled=False):
-            terms: dict[str, Tensor] = {loss.loss: self._term(loss, logits_S, logits_T, batch, maps) for loss in self.losses}
+            terms: dict[str, Tensor] = {
+                loss.loss: self._term(loss, logits_S, logits_T, batch, maps) for loss in self.losses
+            }
             terms["loss"] = torch.stack([loss.weight * terms[loss.loss] for loss in self.losses]).sum()
         return terms
 

@@ -7,7 +7,7 @@ from torch import nn
 from dsd_core.errors import SpecError
 from dsd_core.models.espnet import ESPNet
 from dsd_core.models.names import STRIDES, check_network
-from dsd_core.spec import NetworkSpec
+from dsd_core.spec import NetworkSpec, network_spec
 
 
 def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
@@ -52,7 +52,7 @@ def as_spec(network: NetworkSpec | str) -> NetworkSpec:
     if isinstance(network, NetworkSpec):
         return network
     try:
-        return NetworkSpec.model_validate(network)
+        return network_spec(network)
     except ValueError as error:
         raise SpecError(f"{network!r} is not a network: {error}") from error
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dsd_core.errors import SpecError
 from dsd_core.models.affine import affine_in_x
-from dsd_core.spec import DECODERS, NetworkSpec, Preprocess
+from dsd_core.spec import DECODERS, NetworkSpec, Preprocess, network_spec
 
 PREPROCESS: dict[str, Preprocess] = {
     "imagenet": Preprocess(),
@@ -71,7 +71,7 @@ def parse_network(said: Any, *, field: str = "/teacher/network") -> NetworkSpec:
     try:
         if isinstance(said, str) and "(" in said:
             said = _constructor_call(said)
-        return NetworkSpec.model_validate(said)
+        return network_spec(said)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise SpecError(

@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 
 from dsd_core.data import open_dataset
 from dsd_core.models import build
-from dsd_core.spec import JobSpec, NetworkSpec, parse_spec
+from dsd_core.spec import JobSpec, network_spec, parse_spec
 
 TINY = {"name": "espnet", "options": {"p": 1, "q": 1}}
-CLASSES = len(open_dataset("streets", None, "val").classes)
+CLASSES = open_dataset("streets", None, "val").classes
 
 
-def save_teacher(folder: Path, *, classes: int = CLASSES, seed: int = 5) -> Path:
+def save_teacher(folder: Path, *, classes: int = len(CLASSES), seed: int = 5) -> Path:
     """A teacher of random weights with its description beside it."""
     torch.manual_seed(seed)
     path = folder / "teacher.safetensors"
-    save_file(build(NetworkSpec.model_validate(TINY), classes).state_dict(), path)
+    save_file(build(network_spec(TINY), classes).state_dict(), path)
     path.with_suffix(".json").write_text(json.dumps({"network": TINY, "preprocess": "zero_one"}))
     return path
 

@@ -50,6 +50,10 @@ def progress(events, phase):
     return [event for event in events if isinstance(event, Progress) and event.phase == phase]
 
 
+def learner_of(spec):
+    return build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), len(CLASSES), CPU, None)
+
+
 def weights_of(out):
     return load_file(out / "student" / "model.safetensors")
 
@@ -104,7 +108,7 @@ def test_the_result_reports_the_gain_over_the_baseline(finished):
 def test_the_exported_weights_are_the_networks_own_and_nothing_else(finished):
     _, out, _ = finished
     tensors = weights_of(out)
-    network = build(small_spec().student.network, CLASSES)
+    network = build(small_spec().student.network, len(CLASSES))
     assert set(tensors) == set(network.state_dict())
     network.load_state_dict(tensors, strict=True)
 
@@ -128,7 +132,7 @@ def test_the_exported_graph_takes_any_batch_and_size(finished):
     session = onnx_session(out / "student" / "model.onnx")
     for shape in ((1, 32, 48, 3), (3, 41, 67, 3)):
         found = session.run(["logits"], {"image": np.zeros(shape, dtype=np.uint8)})[0]
-        assert found.shape == (shape[0], CLASSES, shape[1], shape[2])
+        assert found.shape == (shape[0], len(CLASSES), shape[1], shape[2])
 
 
 def test_the_checksums_match_the_files(finished):
@@ -168,7 +172,7 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(stop_at, finished, t
 @pytest.mark.parametrize("left_out", ["student.", "optimizer.", "average."])
 def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(left_out, teacher, tmp_path):
     spec = small_spec(teacher, train__ema=0.9)
-    learner = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+    learner = learner_of(spec)
     batches = list(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 4))
     for batch in batches[:3]:
         learner.step(batch, 0.01, measure=False)
@@ -177,7 +181,7 @@ def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(lef
     learner.step(batches[3], 0.01, measure=False)
 
     def resumed(tensors):
-        other = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+        other = learner_of(spec)
         fresh = other.tensors()
         other.restore({**fresh, **tensors}, state)
         other.step(batches[3], 0.01, measure=False)
@@ -190,11 +194,21 @@ def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(lef
     assert not all(torch.equal(a, b) for a, b in zip(partial, expected, strict=True))
 
 
+def test_a_folder_of_another_spec_or_teacher_is_not_resumed(teacher, tmp_path):
+    spec = small_spec(teacher, train__batch=120)
+    train(spec, tmp_path, lambda event: None)
+    with pytest.raises(SpecError, match="holds a checkpoint of another spec"):
+        train(small_spec(teacher, train__batch=120, train__seed=1), tmp_path, lambda event: None)
+    other = save_teacher(tmp_path, seed=6)
+    with pytest.raises(SpecError, match="holds a checkpoint of another teacher"):
+        train(spec, tmp_path, lambda event: None, teacher_weights=other)
+
+
 def test_training_leaves_the_teacher_as_it_was(teacher):
     spec = small_spec(teacher)
     frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])
     before = {key: value.clone() for key, value in frozen.state_dict().items()}
-    learner = build_learner(spec, spec.losses, frozen, CLASSES, CPU, None)
+    learner = build_learner(spec, spec.losses, frozen, len(CLASSES), CPU, None)
     learner.task.train()
     assert not any(module.training for module in frozen.modules())
     for batch in train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 3):
@@ -208,8 +222,7 @@ def test_measured_gradients_add_up_to_the_plain_gradient(teacher):
     batch = next(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 1))
     gradients = []
     for measure in (False, True):
-        frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])
-        learner = build_learner(spec, spec.losses, frozen, CLASSES, CPU, None)
+        learner = learner_of(spec)
         backward(learner.task, learner.task(batch), learner.precision, measure=measure)
         gradients.append([parameter.grad for parameter in learner.student.parameters()])
     for plain, measured in zip(*gradients, strict=True):
@@ -251,8 +264,8 @@ def test_a_teacher_below_its_floor_fails_with_what_to_check(teacher, tmp_path):
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
-    path = save_teacher(tmp_path, classes=CLASSES + 5)
-    with pytest.raises(SpecError, match=f"has {CLASSES + 5} classes, the dataset has {CLASSES}"):
+    path = save_teacher(tmp_path, classes=len(CLASSES) + 5)
+    with pytest.raises(SpecError, match=f"has {len(CLASSES) + 5} classes, the dataset has {len(CLASSES)}"):
         train(small_spec(path), tmp_path / "run", lambda event: None)
 
 
@@ -266,7 +279,7 @@ def test_student_weights_of_the_wrong_shape_are_refused_with_the_tensors_named(t
 @pytest.mark.parametrize("preset", ["dsd", "kd", "cirkd_dsd"])
 def test_every_preset_trains(preset, teacher, tmp_path):
     spec = small_spec(teacher, losses=preset)
-    learner = build_learner(spec, spec.losses, Frozen(load_teacher(spec.teacher, CLASSES)[0]), CLASSES, CPU, None)
+    learner = learner_of(spec)
     batch = next(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 1))
     terms, norms = learner.step(batch, 0.01, measure=True)
     assert all(value.isfinite() for value in terms.values()) and norms["total"] > 0

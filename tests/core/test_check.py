@@ -1,0 +1,131 @@
+"""What cannot work is refused before it is queued, with what, where and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from dsd_core.check import check
+from dsd_core.errors import DataError, DsdError, SpecError, WeightsError
+from dsd_core.spec import parse_spec
+from tests.builders import tiny_camvid
+
+
+@pytest.fixture
+def camvid_folder(tmp_path):
+    return tiny_camvid(tmp_path / "CamVid")
+
+
+def weights_file(folder: Path, outputs: int = 11) -> Path:
+    """A file whose header is that of an ESPNet's last layer; nothing else of it is read before a run."""
+    path = folder / "teacher.safetensors"
+    save_file({"classifier.weight": np.zeros((outputs, outputs, 2, 2), dtype=np.float32)}, path)
+    path.with_suffix(".json").write_text('{"network": "espnet", "preprocess": "zero_one"}')
+    return path
+
+
+def job(root: Path, weights: Path, **changes: Any) -> Any:
+    return parse_spec(
+        {
+            "name": "student",
+            "dataset": {"name": "camvid", "root": str(root)},
+            "student": {"network": "fpn:resnet18"},
+            "teacher": {"weights": str(weights)},
+            **changes,
+        }
+    )
+
+
+def test_a_good_job_passes_with_findings_and_estimates(camvid_folder, tmp_path):
+    checked = check(job(camvid_folder, weights_file(tmp_path), baseline=True, train={"epochs": 3, "batch": 2}))
+    assert checked.estimates["steps"] == 2 * 3 * 3
+    assert checked.estimates["views"] == 36 and checked.estimates["classes"] == 11
+    assert checked.estimates["train_images"] == 6 and checked.estimates["val_images"] == 3
+    assert any("The teacher is espnet" in finding.message for finding in checked.findings)
+    assert checked.as_dict()["digest"] == checked.spec.digest()
+
+
+def test_one_output_more_than_classes_is_taken_as_void_and_said(camvid_folder, tmp_path):
+    findings = check(job(camvid_folder, weights_file(tmp_path, outputs=12))).findings
+    assert any("taken as void" in finding.message for finding in findings)
+
+
+def refused(kind: type[DsdError], spec: Any, **options: Any) -> DsdError:
+    with pytest.raises(kind) as caught:
+        check(spec, **options)
+    assert caught.value.hint, "every refusal says what to do"
+    return caught.value
+
+
+def test_a_teacher_of_other_classes_is_refused(camvid_folder, tmp_path):
+    error = refused(SpecError, job(camvid_folder, weights_file(tmp_path, outputs=20)))
+    assert error.field == "/teacher/weights" and "has 20 classes, the dataset has 11" in error.message
+
+
+def test_a_missing_dataset_folder_is_refused(tmp_path):
+    error = refused(DataError, job(tmp_path / "nowhere", weights_file(tmp_path)))
+    assert error.field == "/dataset/root" and "nowhere" in error.message
+
+
+def test_a_mask_with_an_id_out_of_range_is_refused_with_file_and_id(camvid_folder, tmp_path):
+    mask = camvid_folder / "trainannot" / "train_003.png"
+    pixels = np.array(Image.open(mask))
+    pixels[0, 0] = 77
+    Image.fromarray(pixels).save(mask)
+    error = refused(DataError, job(camvid_folder, weights_file(tmp_path)))
+    assert "train_003.png" in error.message and "77" in error.message
+
+
+def test_every_truncated_image_is_named(camvid_folder, tmp_path):
+    for name in ("train_001.png", "train_004.png"):
+        path = camvid_folder / "train" / name
+        path.write_bytes(path.read_bytes()[:200])
+    error = refused(DataError, job(camvid_folder, weights_file(tmp_path)))
+    assert "train_001.png" in error.message and "train_004.png" in error.message
+
+
+def test_a_missing_weights_file_is_refused(camvid_folder, tmp_path):
+    error = refused(WeightsError, job(camvid_folder, tmp_path / "none.safetensors"))
+    assert error.field == "/teacher/weights" and "none.safetensors" in error.message
+
+
+def test_a_file_that_is_no_safetensors_is_refused_and_never_unpickled(camvid_folder, tmp_path):
+    path = weights_file(tmp_path)
+    path.write_bytes(b"\x80\x04cposix\nsystem\n(S'touch /tmp/canary'\ntR.")
+    error = refused(WeightsError, job(camvid_folder, path))
+    assert "safetensors" in error.message
+
+
+def test_weights_without_a_description_say_what_is_missing(camvid_folder, tmp_path):
+    path = weights_file(tmp_path)
+    path.with_suffix(".json").unlink()
+    error = refused(SpecError, job(camvid_folder, path))
+    assert "network and preprocess" in error.message and "teacher.json" in str(error.hint)
+
+
+def test_an_unknown_encoder_is_refused_with_names_near_it(camvid_folder, tmp_path):
+    spec = job(camvid_folder, weights_file(tmp_path), student={"network": "fpn:resnet19"})
+    error = refused(SpecError, spec)
+    assert error.field == "/student/network/encoder" and "resnet18" in str(error.hint)
+
+
+def test_a_relative_path_is_refused_by_the_service_and_taken_without_it(camvid_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = job(Path("CamVid"), weights_file(tmp_path))
+    assert check(spec).estimates["train_images"] == 6
+    assert refused(SpecError, spec, service=True).field == "/dataset/root"
+
+
+def test_a_path_outside_the_allowed_folders_is_refused_even_through_a_link(camvid_folder, tmp_path):
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    (allowed / "link").symlink_to(camvid_folder)
+    weights = weights_file(tmp_path)
+    for root in (camvid_folder, allowed / "link", allowed / ".." / "CamVid"):
+        error = refused(SpecError, job(root, weights), data_roots=(allowed,))
+        assert error.field == "/dataset/root" and str(allowed) in str(error.hint)

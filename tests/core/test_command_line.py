@@ -1,0 +1,147 @@
+"""`python -m dsd_core`, the door the worker uses: exit codes, events, evaluate and predict on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dsd_core.events import parse, read_lines
+from dsd_core.spec import JobSpec
+from tests.builders import tiny_camvid
+from tests.core.small import save_teacher, small_spec
+
+
+def dsd_core(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "dsd_core", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(dsd_core(*arguments), capture_output=True, text=True, timeout=200)
+
+
+def write(spec: JobSpec, folder: Path) -> Path:
+    path = folder / "job.json"
+    path.write_text(spec.model_dump_json())
+    return path
+
+
+def events_of(out: Path) -> list:
+    return [parse(line) for line, _ in read_lines(out / "events.jsonl")]
+
+
+def wait_for(out: Path, process: subprocess.Popen, kind: str) -> None:
+    deadline = time.monotonic() + 120
+    while kind not in [event.type for event in events_of(out)]:
+        assert process.poll() is None and time.monotonic() < deadline, f"no {kind} event came"
+        time.sleep(0.02)
+
+
+def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothing_had_happened(tmp_path):
+    job = write(small_spec(None, train__epochs=6, train__checkpoint_every_s=0.0), tmp_path)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run("run", job, "--out", whole).returncode == 0
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(dsd_core("run", job, "--out", broken))
+        before = len([event for event in events_of(broken) if event.type == "checkpoint"])
+        deadline = time.monotonic() + 120
+        while len([event for event in events_of(broken) if event.type == "checkpoint"]) < before + 3:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        code = process.wait(60)
+        assert code == (75 if number == signal.SIGTERM else -9)
+    assert not (broken / "student").exists()
+    assert run("run", job, "--out", broken).returncode == 0
+    resumed = [event.resumed_from for event in events_of(broken) if event.type == "started"]
+    assert len(resumed) == 3 and resumed[0] is None and 0 < resumed[1] < resumed[2]
+    files = [(folder / "student" / "model.safetensors").read_bytes() for folder in (whole, broken)]
+    assert files[0] == files[1]
+
+
+def test_bad_data_exits_65_with_a_failed_event_that_names_the_file(tmp_path):
+    root = tiny_camvid(tmp_path / "CamVid")
+    image = root / "val" / "val_001.png"
+    image.write_bytes(image.read_bytes()[:300])
+    spec = {
+        "kind": "train",
+        "name": "x",
+        "dataset": {"name": "camvid", "root": str(root)},
+        "student": {"network": "espnet"},
+    }
+    job = tmp_path / "job.json"
+    job.write_text(json.dumps(spec))
+    done = run("run", job, "--out", tmp_path / "out")
+    assert done.returncode == 65 and "val_001.png" in done.stderr and "Traceback" not in done.stderr
+    failed = events_of(tmp_path / "out")[-1]
+    assert failed.type == "failed" and failed.code == "invalid_data" and "val_001.png" in failed.message
+
+
+def test_a_wrong_job_file_exits_78_and_names_every_field(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("name: x\ndatset: {name: streets}\nstudent: {network: espnt}\n")
+    done = run("run", job, "--out", tmp_path / "out")
+    assert done.returncode == 78
+    for part in ("/datset", "Did you mean dataset?", "espnt", "espnet"):
+        assert part in done.stderr
+
+
+def test_check_prints_the_resolved_spec(tmp_path):
+    done = run("check", write(small_spec(None), tmp_path))
+    assert json.loads(done.stdout)["spec"]["train"]["momentum"] == 0.9
+
+
+def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
+    torch.manual_seed(0)
+    root = tiny_camvid(tmp_path / "CamVid")
+    teacher = save_teacher(tmp_path, classes=12)
+    figures = ("evaluate", "--weights", teacher, "--dataset", "camvid", "--root", root, "--json")
+    done = run(*figures)
+    assert done.returncode == 0, done.stderr
+    score = json.loads(done.stdout)
+    assert set(score) >= {"miou", "pixel_accuracy", "per_class_iou", "images"} and score["images"] == 3
+    assert len(score["per_class_iou"]) == 11
+    for style, mode in (("overlay", "RGB"), ("colours", "RGB"), ("ids", "L")):
+        out = tmp_path / f"{style}.png"
+        photo = root / "val" / "val_000.png"
+        done = run("predict", photo, "-o", out, "--weights", teacher, "--style", style, "--size", "24x32")
+        assert done.returncode == 0, done.stderr
+        with Image.open(out) as picture:
+            assert picture.mode == mode and picture.size == (64, 48)
+    assert np.array(Image.open(tmp_path / "ids.png")).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--dataset", "streets"), 78, "exactly one of --weights"),
+        (("--dataset", "streets", "--weights", "none.safetensors"), 66, "There is no file none.safetensors"),
+        (("--dataset", "street", "--model", "none.onnx"), 78, "Did you mean: streets?"),
+        (("--dataset", "streets", "--size", "big", "--model", "x.onnx"), 78, "Write HEIGHTxWIDTH"),
+    ],
+)
+def test_evaluate_answers_wrong_arguments_with_what_to_do(arguments, code, said):
+    done = run("evaluate", *arguments)
+    assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_espnet_with_the_published_camvid_weights_scores_what_was_measured_elsewhere(camvid, shared_weights):
+    done = run(
+        *("evaluate", "--network", "espnet", "--weights", shared_weights / "camvid11_espnet_p2_q8.safetensors"),
+        *("--preprocess", "espnet_camvid", "--dataset", "camvid", "--root", camvid, "--split", "val", "--json"),
+        *("--threads", os.cpu_count()),
+    )
+    score = json.loads(done.stdout)
+    assert score["images"] == 101
+    assert score["miou"] == pytest.approx(0.6935, abs=0.001)
+    assert score["pixel_accuracy"] == pytest.approx(0.9330, abs=0.001)
