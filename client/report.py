@@ -100,8 +100,8 @@ def _files(result: Json) -> Text:
 
 
 def jobs_table(jobs: list[Json]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("job", "name", "kind", "status", "progress", "mIoU", "submitted"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("job", "name", "kind", "status", "progress", "mIoU", "age"):
         table.add_column(title, justify="right" if title in ("progress", "mIoU") else "left", no_wrap=title == "job")
     for job in jobs:
         status = Text(job["status"], style=STATUS_COLOURS.get(job["status"], ""))
@@ -110,7 +110,7 @@ def jobs_table(jobs: list[Json]) -> Table:
         miou = ((job.get("result") or {}).get("student") or {}).get("miou")
         table.add_row(
             *(job["id"], job["name"], job["kind"], status, _percent(job), fraction(miou)),
-            f"{ago(job['created_at'])} ago",
+            ago(job["created_at"]),
         )
     return table
 
