@@ -21,8 +21,11 @@ LOOK_BACK = 100  # jobs
 
 
 def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
-    """Raise SpecError, DataError or WeightsError, naming the field, for what makes the job impossible."""
-    teacher = _registered_teacher(spec, engine)
+    """The spec as it will run, its registered teacher pinned to a version: an alias may move while the job waits.
+
+    Raises SpecError, DataError or WeightsError, naming the field, for what makes the job impossible.
+    """
+    spec, teacher = _pinned(spec, engine)
     try:
         checked = check(spec, budget_s=BUDGET_S, data_roots=settings.data_roots, service=True)
     except OSError as error:
@@ -36,24 +39,27 @@ def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
     return checked
 
 
-def _registered_teacher(spec: JobSpec, engine: Engine) -> JobRow | None:
-    """The job that made the registered teacher; None where the teacher is no registered model."""
+def _pinned(spec: JobSpec, engine: Engine) -> tuple[JobSpec, JobRow | None]:
+    """The spec with its registered teacher as name/version, and the job that made it; None where it names no model."""
     if spec.teacher is None or spec.teacher.model is None:
-        return None
+        return spec, None
     field = "/teacher/model"
     try:
         name, version = parse_model(spec.teacher.model)
     except SpecError as error:
         raise SpecError(error.message, field=field, hint=error.hint) from error
     with db.reading(engine) as s:
-        return store.get(s, find_version(s, name, version, field=field).job_id)
+        found = find_version(s, name, version, field=field)
+        teacher = spec.teacher.model_copy(update={"model": f"{found.name}/{found.version}"})
+        return spec.model_copy(update={"teacher": teacher}), store.get(s, found.job_id)
 
 
 def _check_classes(teacher: JobRow, checked: Checked) -> None:
-    theirs, ours = len((teacher.result or {}).get("classes", ())), checked.estimates["classes"]
-    if theirs and theirs != ours:
+    theirs = tuple((teacher.result or {}).get("classes", ()))
+    if theirs and theirs != checked.classes:
         raise SpecError(
-            f"The teacher knows {theirs} classes, dataset {checked.spec.dataset.name!r} has {ours}.",
+            f"The teacher knows the {len(theirs)} classes {', '.join(theirs)}; dataset {checked.spec.dataset.name!r} "
+            f"has the {len(checked.classes)} classes {', '.join(checked.classes)}.",
             field="/teacher/model",
             hint="Take a teacher that was trained on a dataset with these classes.",
         )

@@ -34,6 +34,7 @@ class Checked:
     spec: JobSpec
     findings: list[Finding] = field(default_factory=list)
     estimates: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -57,12 +58,12 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
     findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
-    for split in (train, val):
+    for split in (train, val) if data.root is not None else ():  # what is generated has no files to be bad
         scanned = scan(split, budget_s=budget_s / 2)
         if not scanned.complete:
             read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
             findings.append(Finding("info", "/dataset", read))
-    return Checked(spec, findings, _estimate(spec, train, val))
+    return Checked(spec, findings, _estimate(spec, train, val), train.classes)
 
 
 def _paths(spec: JobSpec) -> dict[str, str]:

@@ -178,7 +178,8 @@ def build_phase(run: Run, phase: TrainPhase) -> Learner:
 def judge_teacher(run: Run) -> None:
     """Score the teacher on the validation split; raises WeakTeacherError below its floor."""
     assert run.teacher is not None and run.spec.teacher is not None
-    miou = score_network(run, run.teacher, "teacher", 0, 0).miou or 0.0
+    run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
+    miou = run.scores["teacher"].miou or 0.0
     if miou < run.spec.teacher.floor:
         raise WeakTeacherError(
             f"The teacher's mIoU on the validation split is {miou:.4f}, below the floor {run.spec.teacher.floor}.",

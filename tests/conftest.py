@@ -1,4 +1,4 @@
-"""Fixtures every level of tests shares. Folders say what a test needs: core nothing, jobs databases, system all servers."""
+"""Fixtures every level of tests shares. Folders say what a test needs: core nothing, jobs databases, system all."""
 
 from __future__ import annotations
 

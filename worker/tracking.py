@@ -42,10 +42,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from jobs import db, store
+from jobs.measurements import measurements, params_of
 from jobs.settings import Settings
 from jobs.status import TERMINAL, Status
 from jobs.tables import JobEventRow, JobRow
-from worker.measurements import measurements, params_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

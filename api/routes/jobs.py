@@ -15,7 +15,9 @@ from api.admission import admit, estimated
 from api.deps import Database, SettingsOf, Spec
 from api.job_view import job_view
 from api.schemas import Job, JobPage, Validation
+from dsd_core.spec import JobSpec
 from jobs import db, store
+from jobs.settings import Settings
 from jobs.status import Status
 from jobs.store import JobNotFound
 from jobs.tables import JobRow
@@ -63,21 +65,33 @@ def submit_job(
 
     The job is safe once this answers, also while no worker or message broker is there.
     """
-    checked = admit(spec, engine, settings)
-    with db.begin(engine) as s:
-        row, created = store.submit(
-            s,
-            checked.spec,
-            max_attempts=settings.max_attempts,
-            idempotency_key=idempotency_key,
-            fingerprint=spec.digest(),
-        )
-        job = job_view(row, store.queue_position(s, row), settings)
+    if (old := _replayed(engine, settings, idempotency_key, spec)) is not None:
+        job, created = old, False
+    else:
+        checked = admit(spec, engine, settings)
+        with db.begin(engine) as s:
+            row, created = store.submit(
+                s,
+                checked.spec,
+                max_attempts=settings.max_attempts,
+                idempotency_key=idempotency_key,
+                fingerprint=spec.digest(),
+            )
+            job = job_view(row, store.queue_position(s, row), settings)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_S
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
     return job
+
+
+def _replayed(engine: Engine, settings: Settings, key: str | None, spec: JobSpec) -> Job | None:
+    """The job this key has made; it is not checked again, for the repeat of a request must get what it missed."""
+    if key is None:
+        return None
+    with db.reading(engine) as s:
+        row = store.replayed(s, key, spec.digest())
+        return None if row is None else job_view(row, store.queue_position(s, row), settings)
 
 
 @router.post("/jobs/validate", openapi_extra=SPEC_BODY)

@@ -13,8 +13,9 @@ from api.deps import Database, SettingsOf
 from api.files import read, send_file, size_of
 from api.routes.jobs import find
 from api.schemas import Metrics
-from api.series import Point, numbers, thinned
+from api.series import Point, thinned
 from jobs import db, store
+from jobs.measurements import measurements
 
 router = APIRouter(tags=["jobs"])
 
@@ -82,7 +83,7 @@ def _collect(engine: Engine, job_id: str, after: int, wanted: set[str], found: d
     with db.reading(engine) as s:
         rows = store.events_after(s, job_id, after, EVENTS, types=("progress", "evaluated"))
     for row in rows:
-        for name, value in numbers(row.type, row.data):
+        for name, value, step in measurements(row.type, row.data):
             if not wanted or name in wanted:
-                found.setdefault(name, []).append((row.data["total_step"], value))
+                found.setdefault(name, []).append((step, value))
     return rows[-1].seq if len(rows) == EVENTS else None

@@ -1,6 +1,6 @@
 """All reads and writes of job state. Each function takes a Session the caller has begun: `jobs.db.begin`, `reading`.
 
-    submission   people: submit
+    submission   people: submit, replayed
     reading      people: get, list_page, queue_position, events_after, request_cancel
     claims       workers: claim, beat, append_events, finish, release; controller: expire_leases
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch
@@ -13,7 +13,7 @@ Import from here: `from jobs import store`.
 from jobs.store.claims import Claim, append_events, beat, claim, expire_leases, finish, release
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
 from jobs.store.reading import JobNotFound, NotCancellable, events_after, get, list_page, queue_position, request_cancel
-from jobs.store.submission import IdempotencyConflict, submit
+from jobs.store.submission import IdempotencyConflict, replayed, submit
 from jobs.store.tracking import (
     add_model_version,
     get_model_version,
@@ -47,6 +47,7 @@ __all__ = [
     "queue_position",
     "redispatch",
     "release",
+    "replayed",
     "request_cancel",
     "set_aliases",
     "set_tracking",

@@ -39,7 +39,7 @@ def submit(
     if idempotency_key is None:
         return _insert_job(s, spec, max_attempts), True
     fingerprint = fingerprint or spec.digest()
-    if old := _job_of_key(s, idempotency_key, fingerprint):
+    if old := replayed(s, idempotency_key, fingerprint):
         return old, False
     try:
         with s.begin_nested():
@@ -49,9 +49,22 @@ def submit(
             )
         return row, True
     except IntegrityError:  # another submission with this key has committed meanwhile
-        if old := _job_of_key(s, idempotency_key, fingerprint):
+        if old := replayed(s, idempotency_key, fingerprint):
             return old, False
         raise
+
+
+def replayed(s: Session, key: str, fingerprint: str) -> JobRow | None:
+    """The job this Idempotency-Key has made; None while it has made none. Raises IdempotencyConflict."""
+    used = s.scalars(select(IdempotencyRow).where(IdempotencyRow.key == key)).one_or_none()
+    if used is None:
+        return None
+    if used.fingerprint != fingerprint:
+        raise IdempotencyConflict(
+            f"The Idempotency-Key {key!r} was used for another request, which made job {used.job_id}.",
+            hint="Take a new key for a new request.",
+        )
+    return s.get(JobRow, used.job_id)
 
 
 def _insert_job(s: Session, spec: JobSpec, max_attempts: int) -> JobRow:
@@ -75,15 +88,3 @@ def _insert_job(s: Session, spec: JobSpec, max_attempts: int) -> JobRow:
     record_move(s, row, None, None, now)
     announce(s, row, now)
     return row
-
-
-def _job_of_key(s: Session, key: str, fingerprint: str) -> JobRow | None:
-    used = s.scalars(select(IdempotencyRow).where(IdempotencyRow.key == key)).one_or_none()
-    if used is None:
-        return None
-    if used.fingerprint != fingerprint:
-        raise IdempotencyConflict(
-            f"The Idempotency-Key {key!r} was used for another request, which made job {used.job_id}.",
-            hint="Take a new key for a new request.",
-        )
-    return s.get(JobRow, used.job_id)

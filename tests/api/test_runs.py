@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from api.series import numbers
 from tests.api.conftest import JOBS, Service, problem_in
-from tests.client.scenes import progress, run
-from worker.measurements import measurements
+from tests.client.scenes import progress
 
 LOG = b"".join(b"line %d \xc3\xa9\n" % number for number in range(1, 3001))
 
@@ -92,11 +90,3 @@ def test_long_series_are_thinned_and_keep_their_ends(service: Service) -> None:
 
 def test_a_job_without_numbers_has_no_series(service: Service) -> None:
     assert service.http.get(f"{JOBS}/{service.submit()['id']}/metrics").json() == {"data": {}}
-
-
-def test_series_have_the_names_and_values_that_mlflow_gets() -> None:
-    for event in run():
-        if event["type"] in ("progress", "evaluated"):
-            event |= {"grad_norms": {"psd (1)": 0.5}} if event["type"] == "progress" else {}
-            told = [(m.name, m.value) for m in measurements(event["type"], event)]
-            assert list(numbers(event["type"], event)) == told

@@ -99,6 +99,7 @@ def test_the_events_tell_the_whole_run_in_order(finished):
 def test_the_result_reports_the_gain_over_the_baseline(finished):
     result, out, _ = finished
     assert result.gain == pytest.approx(result.student.miou - result.baseline.miou)
+    assert result.teacher.miou is not None
     assert json.loads((out / "result.json").read_text())["gain"] == pytest.approx(result.gain)
     assert 0 < result.student_cost.params < 354_517 and result.student_cost.flops > 0
     assert result.teacher_cost.network == "espnet"

@@ -7,8 +7,8 @@ import re
 
 from dsd_core.events import Evaluated
 from dsd_core.spec import parse_spec
+from jobs.measurements import measurements, params_of
 from tests.worker.scripted_child import SCORE, progress
-from worker.measurements import measurements, params_of
 
 SPEC = {
     "kind": "distill",

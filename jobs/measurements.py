@@ -1,4 +1,4 @@
-"""What MLflow is told: the numbers of an event as metrics, a spec as parameters. Pure."""
+"""The numbers of an event as named metrics and a spec as flat parameters, for MLflow and `GET /jobs/{id}/metrics`."""
 
 from __future__ import annotations
 
