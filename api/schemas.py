@@ -34,7 +34,7 @@ class Progress(Answer):
 
     percent: float
     """Of all steps of all phases, 0 to 100."""
-    phase: Literal["prepare", "baseline", "student", "export"]
+    phase: Literal["baseline", "student"]
     epoch: int
     step: int
     """Optimiser steps of this phase that are done."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-Phase = Literal["prepare", "baseline", "student", "export"]
+Phase = Literal["baseline", "student"]
 Subject = Literal["teacher", "baseline", "student"]
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,19 @@ from dsd_core.data.scan import scan
 from dsd_core.distill.task import log_class_weights
 from dsd_core.errors import Interrupted, SpecError, WeakTeacherError
 from dsd_core.evaluate import evaluate
-from dsd_core.events import Checkpoint, Evaluated, Event, Note, Picture, Progress, Result, Score, Started, Subject
+from dsd_core.events import (
+    Checkpoint,
+    Evaluated,
+    Event,
+    Note,
+    Phase,
+    Picture,
+    Progress,
+    Result,
+    Score,
+    Started,
+    Subject,
+)
 from dsd_core.export import code_version, export_student, measure_cost, write_result
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.meter import Meter, system_metrics
@@ -34,8 +46,6 @@ from dsd_core.optim import learning_rate, refuse_non_finite
 from dsd_core.pictures import draw_comparison
 from dsd_core.spec import NEEDS_TEACHER, CrossEntropy, JobSpec, Loss, NetworkSpec
 from dsd_core.teacher import load_teacher
-
-TrainPhase = Literal["baseline", "student"]
 
 
 @dataclass
@@ -61,7 +71,7 @@ class Run:
         return self.train_set.classes
 
     @property
-    def phases(self) -> tuple[TrainPhase, ...]:
+    def phases(self) -> tuple[Phase, ...]:
         return ("baseline", "student") if self.spec.baseline else ("student",)
 
     @property
@@ -73,7 +83,7 @@ class Run:
         """Optimiser steps of one phase."""
         return self.spec.train.epochs * self.epoch_steps
 
-    def losses(self, phase: TrainPhase) -> tuple[Loss, ...]:
+    def losses(self, phase: Phase) -> tuple[Loss, ...]:
         """The spec's losses; in the baseline only those that need no teacher."""
         return tuple(loss for loss in self.spec.losses if phase == "student" or loss.loss not in NEEDS_TEACHER)
 
@@ -170,7 +180,7 @@ def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
         )
 
 
-def build_phase(run: Run, phase: TrainPhase) -> Learner:
+def build_phase(run: Run, phase: Phase) -> Learner:
     teacher = run.teacher if phase == "student" else None
     return build_learner(run.spec, run.losses(phase), teacher, len(run.classes), run.device, run.class_weights)
 
@@ -190,7 +200,7 @@ def judge_teacher(run: Run) -> None:
         )
 
 
-def train_phase(run: Run, phase: TrainPhase, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
+def train_phase(run: Run, phase: Phase, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
     """Train one student, from the checkpoint's `tensors` and `state` or from the start (both empty); returns it in
     eval mode."""
     training, evaluation = run.spec.train, run.spec.evaluate
@@ -254,7 +264,7 @@ def train_phase(run: Run, phase: TrainPhase, tensors: dict[str, Tensor], state: 
     return student.eval()
 
 
-def save(run: Run, learner: Learner, phase: TrainPhase, step: int, total_step: int) -> None:
+def save(run: Run, learner: Learner, phase: Phase, step: int, total_step: int) -> None:
     """Write a checkpoint and say so."""
     position = {"phase": phase, "step": step, "total_step": total_step, "train_seconds": run.train_seconds}
     scores = {subject: score.model_dump() for subject, score in run.scores.items()}

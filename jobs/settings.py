@@ -28,13 +28,17 @@ class Settings(BaseSettings):
     mlflow_public_url: str | None = None
     """Where people reach the MLflow UI, when that differs from `mlflow_url`."""
     mlflow_experiment: str = "dsd"
+    """The MLflow experiment that holds every job's run."""
 
     api_host: str = "127.0.0.1"
+    """Address `dsd up` binds the API to."""
     api_port: int = 8000
+    """Port of the API; where it is taken, `dsd up` takes the next free one and says so."""
     mlflow_port: int = 5055
+    """Port of MLflow, chosen alike."""
     api_key: str | None = Field(default=None, repr=False)
     """Bearer token that every request under /api/v1 must carry. None: no authentication (bind to loopback)."""
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]", "testserver")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers the API answers to, comma-separated; `*` for any."""
     data_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Folders below which datasets and weights may lie, separated by colons. Empty: anywhere the workers can read."""
@@ -50,7 +54,9 @@ class Settings(BaseSettings):
     redispatch_s: float = 60.0
     """A queued job nobody claimed is announced again after this time."""
     max_attempts: int = 3
+    """A job is tried this often before it fails; orderly shutdowns of a worker do not count."""
     max_body_bytes: int = 256 * 1024
+    """Largest request body the API reads."""
     workers: int = 1
     """Worker processes that `dsd up` starts; one job each at a time."""
 

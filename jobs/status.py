@@ -29,7 +29,6 @@ MOVES: frozenset[tuple[Status, Status]] = frozenset(
     {
         (Status.QUEUED, Status.RUNNING),  # claim
         (Status.QUEUED, Status.CANCELLED),  # cancel before anything started
-        (Status.QUEUED, Status.FAILED),  # no attempt left
         (Status.RUNNING, Status.QUEUED),  # retry, or release on a worker's shutdown
         (Status.RUNNING, Status.CANCELLING),  # cancel asked
         (Status.RUNNING, Status.SUCCEEDED),

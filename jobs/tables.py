@@ -142,7 +142,7 @@ class OutboxRow(Base):
 
 
 class IdempotencyRow(Base):
-    """The job a client's Idempotency-Key has made; `fingerprint` is the sha256 of the request body."""
+    """The job a client's Idempotency-Key has made; `fingerprint` is the digest of the spec it asked for."""
 
     __tablename__ = "idempotency"
     key: Mapped[str] = mapped_column(String(255), primary_key=True)

@@ -78,7 +78,7 @@ def serving(tmp_path: Path, data: Path, database_url: str, **settings: Any) -> I
     made = Settings(home=tmp_path / "home", database_url=database_url, **settings)
     db.migrate(made.db_url)
     app = create_app(made)
-    with TestClient(app, raise_server_exceptions=False, follow_redirects=False) as http:
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False, follow_redirects=False) as http:
         yield Service(http, made, app.state.engine, data)
 
 

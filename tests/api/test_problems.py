@@ -77,7 +77,7 @@ def test_a_database_that_is_away_is_a_503_with_a_time_to_come_again(tmp_path: Pa
     """And the key decides before the database is asked."""
     away = f"postgresql+psycopg://nobody@localhost/none?host={tmp_path}"
     app = create_app(Settings(home=tmp_path, database_url=away))
-    with TestClient(app, raise_server_exceptions=False) as http:
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as http:
         for method, path in EVERY:
             if path.endswith(("/catalog", "/jobs/validate")) or (method, path) == ("POST", JOBS):
                 continue
