@@ -234,6 +234,7 @@ def run(
     file: JobFile,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder, continued if it exists. [./runs/NAME]")] = None,
     overrides: Overrides = None,
+    teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
@@ -242,7 +243,7 @@ def run(
     parse_spec(spec)
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view)
+    code = local.run(spec, folder, view, teacher)
     if code == local.INTERRUPTED:
         print(f"The checkpoint is saved. Go on with: dsd run {file} --out {folder}", file=sys.stderr)
         raise typer.Exit(130)

@@ -6,6 +6,7 @@ A process ends with the exit code of its error class (`dsd_core.errors`); 0 mean
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -110,18 +111,21 @@ def predict(
         str, typer.Option(help="colours, overlay (colours over the image) or ids (class ids as grey)")
     ] = "overlay",
     threads: Threads = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object: the file, and the share of each class id")
+    ] = False,
 ) -> None:
     """Segment one image and write the mask as a PNG of the image's own size."""
     from dsd_core.predict import open_predictor, segment_file
 
     predictor = open_predictor(weights, network, preprocess, model, threads=threads)
-    segment_file(predictor, image, out, size=_parse_size(size), style=style)
-    print(f"Wrote {out}.")
+    shares = segment_file(predictor, image, out, size=_parse_size(size), style=style)
+    print(json.dumps({"out": str(out), "shares": shares}) if as_json else f"Wrote {out}.")
 
 
 def main() -> None:
     try:
-        app()
+        app(prog_name=os.environ.get("DSD_PROGRAM", "python -m dsd_core"))
     except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

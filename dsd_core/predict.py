@@ -69,10 +69,13 @@ def open_predictor(
     return Predictor(segmenter.to(memory_format=torch.channels_last), palette or _rainbow(256), size)
 
 
-def segment_file(predictor: Predictor, image: Path, out: Path, *, size: tuple[int, int] | None, style: str) -> None:
-    """Write the mask of one image file as PNG of the image's own size. Raises DataError for a file that is no image.
+def segment_file(
+    predictor: Predictor, image: Path, out: Path, *, size: tuple[int, int] | None, style: str
+) -> dict[int, float]:
+    """Write the mask of one image file as PNG of the image's own size; returns the share of pixels of each class id.
 
     The network sees the image at `size`, by default the size it was validated at. Styles: overlay, colours, ids.
+    Raises DataError for a file that is no image.
     """
     if style not in STYLES:
         raise SpecError(f"There is no style {style!r}.", hint=f"Known: {', '.join(STYLES)}.")
@@ -93,6 +96,8 @@ def segment_file(predictor: Predictor, image: Path, out: Path, *, size: tuple[in
         ids = Image.fromarray(colour(mask_HW, predictor.palette))
     out.parent.mkdir(parents=True, exist_ok=True)
     ids.save(out, format="PNG")
+    found, counts = np.unique(mask_HW, return_counts=True)
+    return {int(number): round(float(count) / mask_HW.size, 6) for number, count in zip(found, counts, strict=True)}
 
 
 def _parse_network(text: str) -> NetworkSpec:
