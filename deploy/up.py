@@ -166,6 +166,8 @@ def _announce(console: Console, settings: Settings, api_url: str, mlflow_url: st
     console.print(f"\n  API docs   [cyan]{api_url}/docs[/]")
     if mlflow_url:
         console.print(f"  MLflow     [cyan]{settings.mlflow_public_url or mlflow_url}[/]")
+    if settings.api_host not in ("127.0.0.1", "::1", "localhost") and settings.api_key is None:
+        console.print("  Anyone who reaches this address can submit jobs: set DSD_API_KEY.", style="yellow")
     console.print("  Submit     dsd submit FILE --watch")
     console.print("  Stop       Ctrl-C\n")
 
