@@ -1,0 +1,57 @@
+"""The documents name what there is, and only that."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from api.main import create_app
+from client.cli import app
+from dsd_core.spec import load_spec
+from jobs.settings import Settings
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+EVERYTHING = "\n".join(PAGES.values())
+COMMANDS = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+TARGETS = set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[1].split())
+
+
+def test_every_command_target_route_and_setting_is_documented(tmp_path: Path) -> None:
+    wanted = [f"dsd {name}" for name in COMMANDS] + [f"make {name}" for name in TARGETS]
+    wanted += [f"DSD_{name.upper()}" for name in Settings.model_fields]
+    wanted += list(create_app(Settings(home=tmp_path)).openapi()["paths"])
+    assert [name for name in wanted if name not in EVERYTHING] == []
+
+
+def test_the_readme_runs_only_commands_that_exist() -> None:
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", EVERYTHING, re.S))
+    assert set(re.findall(r"^dsd (\w+)", blocks, re.M)) <= COMMANDS
+    assert set(re.findall(r"^make (\w+)", blocks, re.M)) <= TARGETS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page])
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    first = re.search(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert first and first[1] == version
+
+
+@pytest.mark.parametrize("job", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_example_is_a_job(job: Path) -> None:
+    load_spec(job)
+
+
+def test_nothing_names_this_machine() -> None:
+    home = str(Path.home())
+    assert [str(page) for page, text in PAGES.items() if home + "/" in text] == []
