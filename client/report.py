@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Group
@@ -102,7 +102,8 @@ def _files(result: Json) -> Text:
 def jobs_table(jobs: list[Json]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in ("job", "name", "kind", "status", "progress", "mIoU", "age"):
-        table.add_column(title, justify="right" if title in ("progress", "mIoU") else "left", no_wrap=title == "job")
+        justify: Literal["left", "right"] = "right" if title in ("progress", "mIoU") else "left"
+        table.add_column(title, justify=justify, no_wrap=title == "job", overflow="fold")
     for job in jobs:
         status = Text(job["status"], style=STATUS_COLOURS.get(job["status"], ""))
         if job["status"] == "failed" and job.get("reason"):
@@ -204,14 +205,13 @@ def _catalog_names(entries: list[Json]) -> list[str]:
 
 def models_table(models: list[Json]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("model", "version", "aliases", "mIoU", "files", "registered", "job"):
-        table.add_column(title, justify="right" if title in ("version", "mIoU") else "left")
+    for title in ("model", "version", "aliases", "mIoU", "age", "job"):
+        table.add_column(title, justify="right" if title in ("version", "mIoU") else "left", overflow="fold")
     for model in models:
         for version in model["versions"]:
             table.add_row(
                 *(model["name"], str(version["version"])),
                 ", ".join(version["aliases"]),
-                *(fraction(version.get("miou")), ", ".join(file["path"] for file in version["files"])),
-                *(f"{ago(version['created_at'])} ago", version["job_id"]),
+                *(fraction(version.get("miou")), ago(version["created_at"]), version["job_id"]),
             )
     return table
