@@ -105,9 +105,7 @@ def finish(out: Path, emit: EventFile, beats_floor: bool) -> None:
     (out / "pictures").mkdir(exist_ok=True)
     (out / "pictures" / "000010.png").write_bytes(PNG)
     emit(Picture(phase="student", step=10, total_step=10, path="pictures/000010.png", caption="ten"))
-    emit(
-        Checkpoint(phase="student", step=10, total_step=10, path="checkpoints/10", bytes=1, sha256="c" * 64, best=True)
-    )
+    emit(Checkpoint(phase="student", step=10, total_step=10, path="checkpoints/10", bytes=1, sha256="c" * 64))
     emit(Evaluated(subject="student", step=10, total_step=10, images=2, seconds=0.1, **SCORE.model_dump()))
     emit(Finished(result=result(out, beats_floor)))
 
