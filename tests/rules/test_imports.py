@@ -16,6 +16,7 @@ from tests.conftest import ROOT
         ("api.main", ("torch", "mlflow", "onnxruntime")),
         ("client.cli", ("torch", "mlflow", "sqlalchemy", "celery", "fastapi", "numpy")),
         ("worker.controller", ("torch", "mlflow")),
+        ("worker.tasks", ("torch", "mlflow")),
         ("dsd_core.check", ("torch",)),
         ("deploy.up", ("torch", "mlflow")),
     ],
