@@ -1,5 +1,5 @@
 # The API and the migrations: no torch, no MLflow.
-FROM python:3.11.14-slim-bookworm AS build
+FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 RUN python -m venv /opt/dsd
 COPY pyproject.toml constraints.txt README.md LICENSE ./
@@ -8,7 +8,7 @@ RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check -c const
 COPY . .
 RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11-slim-bookworm
 RUN useradd --uid 1000 --create-home dsd && install -d -o dsd -g dsd /storage
 COPY --from=build /opt/dsd /opt/dsd
 ENV PATH=/opt/dsd/bin:$PATH PYTHONUNBUFFERED=1

@@ -1,5 +1,5 @@
 # The worker with torch. TORCH_INDEX=https://download.pytorch.org/whl/cpu leaves CUDA out.
-FROM python:3.11.14-slim-bookworm AS build
+FROM python:3.11-slim-bookworm AS build
 ARG TORCH_INDEX=https://pypi.org/simple
 WORKDIR /src
 RUN python -m venv /opt/dsd
@@ -10,7 +10,7 @@ RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --extra-
 COPY . .
 RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 
-FROM python:3.11.14-slim-bookworm
+FROM python:3.11-slim-bookworm
 RUN useradd --uid 1000 --create-home dsd && install -d -o dsd -g dsd /storage /cache
 COPY --from=build /opt/dsd /opt/dsd
 ENV PATH=/opt/dsd/bin:$PATH PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility \

@@ -13,7 +13,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 class Settings(BaseSettings):
     """Read from `DSD_…`. Units are in the names: `_s` seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="DSD_", frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DSD_", env_ignore_empty=True, frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
 
     home: Path = Path("~/.dsd")
     """All state of an embedded installation: database, broker, MLflow, storage, logs."""
