@@ -10,25 +10,13 @@ import hashlib
 import json
 from pathlib import Path
 
+from dsd_core.data.camvid import PALETTE  # the classes stand in CamVid's order
 from dsd_core.data.dataset import Dataset, Item, Size, resized
 from dsd_core.data.street_camera import CLASSES
 from dsd_core.data.street_scene import HEIGHT, VERSION, WIDTH, draw_scene
 from dsd_core.errors import SpecError, unknown
 
 IMAGES = {"train": 240, "val": 60}
-PALETTE = [
-    (128, 128, 128),
-    (128, 0, 0),
-    (192, 192, 128),
-    (128, 64, 128),
-    (60, 40, 222),
-    (128, 128, 0),
-    (192, 128, 128),
-    (64, 64, 128),
-    (64, 0, 128),
-    (64, 64, 0),
-    (0, 128, 192),
-]
 
 
 def open_streets(root: Path | None, split: str, size: Size | None = None) -> Streets:

@@ -49,7 +49,7 @@ def test_the_changelog_begins_with_this_version() -> None:
 
 @pytest.mark.parametrize("job", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
 def test_every_example_is_a_job(job: Path) -> None:
-    load_spec(job)
+    assert load_spec(job).name
 
 
 def test_nothing_names_this_machine() -> None:
