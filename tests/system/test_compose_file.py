@@ -81,14 +81,14 @@ def test_ports_are_published_to_this_host_alone() -> None:
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
 
 
-def test_images_have_exact_versions() -> None:
+def test_images_have_versions_and_ours_have_this_one() -> None:
     for name, service in SERVICES.items():
         repository, _, tag = service["image"].partition(":")
         assert re.match(r"\d+(\.\d+)*(-|$)", tag), f"{name}: {service['image']}"
         if repository.startswith("dsd-"):
             assert tag.removesuffix("-cpu") == version("dsd")
     bases = {line for name in IMAGES for line in re.findall(r"^FROM (\S+)", dockerfile(name), re.MULTILINE)}
-    assert len(bases) == 1 and re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", bases.pop())
+    assert len(bases) == 1 and re.fullmatch(r"python:3\.\d+-slim-\w+", bases.pop())
 
 
 @pytest.mark.parametrize("name", OURS)
