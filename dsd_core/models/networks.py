@@ -35,6 +35,11 @@ def default_taps(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"encoder:{stage}" for stage in range(2, len(channels)) if channels[stage])
 
 
+def aux_tap(module: nn.Module) -> str | None:
+    """Name of the module that gives auxiliary logits at their own grid; None where there is none."""
+    return next((name for name in ("auxiliary", "aux_classifier") if hasattr(module, name)), None)
+
+
 def head_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the head's input and of the logits at the head's own resolution; no network has auxiliary logits."""
     return ("conv", "classifier") if isinstance(module, ESPNet) else ("decoder", "segmentation_head.0")
