@@ -244,8 +244,8 @@ def markdown(report: dict[str, Any]) -> str:
     for row in report["table"]:
         terms = " + ".join(f"{loss['weight']:g} {loss['loss']}" for loss in row["losses"][1:]) or "-"
         lines.append(
-            f"| {row['method']} | {terms} | {row['miou_mean']:.4f} | {row['miou_spread']:.4f} | {row['gain_mean']:+.4f} "
-            f"| {row['gain_spread']:.4f} | {row['pixel_accuracy_mean']:.4f} "
+            f"| {row['method']} | {terms} | {row['miou_mean']:.4f} | {row['miou_spread']:.4f} "
+            f"| {row['gain_mean']:+.4f} | {row['gain_spread']:.4f} | {row['pixel_accuracy_mean']:.4f} "
             f"| {row['seconds_per_step'] / plain['seconds_per_step']:.2f} |"
         )
     lines += [

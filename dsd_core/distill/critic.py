@@ -19,13 +19,13 @@ class Critic(nn.Module):
         super().__init__()
         channels = [classes + 3, *WIDTHS]
         self.down = nn.ModuleList(
-            spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=1)) for before, after in pairwise(channels)
+            spectral_norm(nn.Conv2d(before, after, 3, stride=2, padding=1)) for before, after in pairwise(channels)
         )
         self.attention = SelfAttention(WIDTHS[-1])
         self.score = spectral_norm(nn.Conv2d(WIDTHS[-1], 1, 1))
 
     def forward(self, probabilities_NKHW: Tensor, image_N3HW: Tensor) -> Tensor:
-        """Score of each image, N; height and width are at least 8."""
+        """Score of each image, N, from maps of any size."""
         x = torch.cat([probabilities_NKHW, image_N3HW], dim=1)
         for down in self.down:
             x = F.leaky_relu(down(x), 0.1)
