@@ -169,7 +169,7 @@ def markdown(report: dict[str, Any]) -> str:
         "# What the losses cost",
         "",
         f"Made by `{report['command']}` on {report['machine']}. Two images of {CROP}x{CROP} at stride 8, teacher"
-        " 512 and student 128 channels, 19 classes, one thread, float32. Operations are per image, two per multiply-add;"
+        " 512 and student 128 channels, 19 classes, one thread, float32. Operations are per image, two a multiply-add;"
         " matrix products and convolutions alone; seconds and peak memory are of forward and backward for both images."
         " The last column is the share of the CPU time of a training step of `pspnet_r18` on the same crops.",
         "",
