@@ -63,16 +63,26 @@ class Progress(_Event):
     system: dict[str, float] = {}  # MLflow's names of system metrics, without the "system/" prefix
 
 
-class Evaluated(_Event):
+class Score(BaseModel):
+    """A network's score on the validation split. A class that does not occur is None and in no mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    miou: float | None
+    pixel_accuracy: float | None
+    per_class_iou: dict[str, float | None]
+    class_accuracy: float | None = None  # mean over the classes of the share of labelled pixels that are right
+    per_class_accuracy: dict[str, float | None] = {}
+    boundary_iou: float | None = None  # None and empty where `evaluate.boundary` is off
+    per_class_boundary_iou: dict[str, float | None] = {}
+
+
+class Evaluated(Score, _Event):
     """A network was scored on the validation split."""
 
     type: Literal["evaluated"] = "evaluated"
     subject: Subject
     step: int
     total_step: int
-    miou: float | None
-    pixel_accuracy: float | None
-    per_class_iou: dict[str, float | None]  # None: the class is absent from labels and predictions
     images: int
     seconds: float
 
@@ -115,15 +125,6 @@ class FileInfo(BaseModel):
     path: str
     bytes: int
     sha256: str
-
-
-class Score(BaseModel):
-    """A network's score on the validation split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    miou: float | None
-    pixel_accuracy: float | None
-    per_class_iou: dict[str, float | None]
 
 
 class Cost(BaseModel):

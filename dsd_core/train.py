@@ -38,6 +38,7 @@ from dsd_core.events import (
     Subject,
 )
 from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.meter import Meter, system_metrics
 from dsd_core.models.frozen import Frozen
@@ -281,7 +282,8 @@ def score_network(run: Run, network: torch.nn.Module, subject: Subject, step: in
     """Score a network on the validation split and say so; leaves it in eval mode."""
     network.eval()
     batches = (batch.to(run.device) for batch in eval_batches(run.val_set, run.spec.evaluate.batch))
-    score, images, seconds = evaluate(network, batches, run.classes)
+    options = run.spec.evaluate
+    score, images, seconds = evaluate(predictor(network, options), batches, run.classes, boundary=options.boundary)
     run.emit(
         Evaluated(
             subject=subject, step=step, total_step=total_step, images=images, seconds=seconds, **score.model_dump()
@@ -291,13 +293,14 @@ def score_network(run: Run, network: torch.nn.Module, subject: Subject, step: in
 
 
 def draw_pictures(run: Run, student: Segmenter, step: int, total_step: int) -> None:
-    """Draw the first validation images as the networks see them."""
+    """Draw the first validation images with the masks that are scored."""
     networks = {"student": student} if run.teacher is None else {"teacher": run.teacher, "student": student}
+    looks = {name: predictor(network, run.spec.evaluate) for name, network in networks.items()}
     for index in range(min(run.spec.evaluate.pictures, len(run.val_set))):
         image_HW3, label_HW = run.val_set[index]
         image_N3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0).to(run.device)
         with torch.inference_mode():
-            masks = {name: network(image_N3HW).argmax(1)[0].cpu().numpy() for name, network in networks.items()}
+            masks = {name: logits_of(image_N3HW).argmax(1)[0].cpu().numpy() for name, logits_of in looks.items()}
         path = Path("pictures") / f"{total_step:08d}-{index:02d}.png"
         draw_comparison(run.out / path, image_HW3, label_HW, masks, run.val_set.palette)
         caption = f"validation image {run.val_set.names[index]}"

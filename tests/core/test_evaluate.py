@@ -1,15 +1,20 @@
-"""The confusion matrix counts what it says, and agrees with torchmetrics."""
+"""The confusion matrix counts what it says, agrees with torchmetrics, and adds up over batches and processes."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from dsd_core.evaluate import Confusion
+from tests.conftest import ROOT
 
 NAMES = ("a", "b", "c", "d")
 
@@ -33,6 +38,28 @@ def test_iou_equals_torchmetrics_with_ignored_pixels(seed):
     assert ours.score(NAMES).miou == pytest.approx(macro.item(), abs=1e-6)
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_accuracies_equal_torchmetrics_with_ignored_pixels(seed):
+    predicted, labels = random_pair(seed)
+    ours = Confusion(4)
+    ours.add(predicted, labels)
+    theirs = MulticlassAccuracy(4, average="none", ignore_index=255)(predicted, labels)
+    assert np.nan_to_num(ours.accuracy()) == pytest.approx(theirs.numpy(), abs=1e-6)
+    micro = MulticlassAccuracy(4, average="micro", ignore_index=255)(predicted, labels)
+    score = ours.score(NAMES)
+    assert score.pixel_accuracy == pytest.approx(micro.item(), abs=1e-6)
+    assert score.class_accuracy == pytest.approx(np.nanmean(ours.accuracy()))
+
+
+def test_a_class_that_is_predicted_but_never_labelled_has_an_iou_and_no_accuracy():
+    confusion = Confusion(2)
+    confusion.add(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]]))
+    score = confusion.score(("a", "b"))
+    assert score.per_class_iou == {"a": 0.5, "b": 0.0}
+    assert score.per_class_accuracy == {"a": 0.5, "b": None} and score.class_accuracy == 0.5
+
+
 def test_a_class_absent_from_labels_and_predictions_is_none_and_not_in_the_mean():
     confusion = Confusion(4)
     confusion.add(torch.tensor([[[0, 0, 1]]]), torch.tensor([[[0, 1, 1]]]))
@@ -54,6 +81,47 @@ def test_sums_over_batches_are_exact():
     for pair in pairs:
         parts.add(*pair)
     assert (whole.counts == parts.counts).all() and whole.images == parts.images == 6
+
+
+def counted(seeds):
+    confusion = Confusion(4, boundary=True)
+    for seed in seeds:
+        confusion.add(*random_pair(seed))
+    return confusion
+
+
+def as_numbers(confusion):
+    return [confusion.counts.tolist(), confusion.boundary_counts.tolist(), confusion.images]
+
+
+def test_two_confusions_add_up():
+    assert as_numbers(counted([0, 1]) + counted([2])) == as_numbers(counted([0, 1, 2]))
+
+
+def test_alone_a_confusion_is_its_own_sum():
+    alone = counted([0])
+    assert alone.reduced() is alone
+
+
+def test_two_processes_with_half_the_images_each_have_the_exact_counts_of_one(tmp_path):
+    """Each is a program of its own, as `torchrun` starts them, and prints what it has after the sum."""
+    program = """
+import datetime, json, sys
+import torch.distributed as dist
+from tests.core.test_evaluate import as_numbers, counted
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2,
+                        timeout=datetime.timedelta(seconds=60))
+print(json.dumps(as_numbers(counted([0, 1] if rank == 0 else [2]).reduced())))
+dist.destroy_process_group()
+"""
+    command = [sys.executable, "-c", program]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stdout=subprocess.PIPE, cwd=ROOT)
+        for rank in (0, 1)
+    ]
+    answers = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    assert answers[0] == answers[1] == as_numbers(counted([0, 1, 2]))
 
 
 def test_nothing_but_ignored_pixels_has_no_score():
