@@ -38,6 +38,11 @@ def fraction(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
+def with_spread(mean: float | None, spread: float | None) -> str:
+    """`0.5500 ± 0.0120`; the mean alone where there is no spread."""
+    return fraction(mean) if spread is None else f"{fraction(mean)} ± {fraction(spread)}"
+
+
 def signed(value: float) -> str:
     return f"{value:+.4f}"
 

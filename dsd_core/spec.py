@@ -33,6 +33,7 @@ from dsd_core.errors import SpecError, unknown
 Size = tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -306,7 +307,7 @@ class Training(Part):
     """`auto`: bfloat16 (or float16 with loss scaling) on CUDA, full precision elsewhere."""
     channels_last: bool = True
     augment: Augment = Augment()
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     loaders: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes; 0 loads in the training process."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -378,6 +379,9 @@ class JobSpec(Part):
     evaluate: Evaluation = Evaluation()
     baseline: bool = False
     """Train the same student without a teacher first, same seed and schedule, and report the gain."""
+    seeds: Annotated[tuple[Seed, ...], Field(max_length=32)] = ()
+    """Train once with each of these in place of train.seed, and report mean and spread. The first one's student is
+    exported. Empty: train.seed alone."""
     labels: dict[Slug, Annotated[str, Field(max_length=200)]] = {}
     """Free key: value pairs to find the job by."""
     max_runtime_s: Annotated[float, Field(gt=0)] | None = None
@@ -399,6 +403,14 @@ class JobSpec(Part):
         if len(set(names)) != len(names):
             raise ValueError(f"each loss may stand once; got {', '.join(names)}.")
         return losses
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        if twice:
+            raise ValueError(f"each seed may stand once; {', '.join(map(str, twice))} stands more often.")
+        return seeds
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
