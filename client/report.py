@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from client.text import ago, amount, duration, fraction, signed, size, with_spread
+from client.text import ago, amount, duration, fraction, signed_with_spread, size, with_spread
 from client.view import STATUS_COLOURS
 
 Json = dict[str, Any]
@@ -86,8 +86,8 @@ def _gain(result: Json) -> Text | None:
     verdict = "the teacher helped" if gain > 0 else "the teacher did not help in this run"
     if spread is not None:
         verdict = f"mean of {len(result['seeds'])} seeds"
-    shown = f"{signed(gain)} mIoU" if spread is None else f"{signed(gain)} ± {fraction(spread)} mIoU"
-    return Text.assemble("Gain      ", (shown, "bold green" if gain > 0 else "bold red"), f"  {verdict}")
+    shown = signed_with_spread(gain, spread)
+    return Text.assemble("Gain      ", (f"{shown} mIoU", "bold green" if gain > 0 else "bold red"), f"  {verdict}")
 
 
 def _smaller(result: Json) -> Text | None:

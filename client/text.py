@@ -43,6 +43,11 @@ def with_spread(mean: float | None, spread: float | None) -> str:
     return fraction(mean) if spread is None else f"{fraction(mean)} ± {fraction(spread)}"
 
 
+def signed_with_spread(mean: float, spread: float | None) -> str:
+    """`+0.0300 ± 0.0050`."""
+    return signed(mean) if spread is None else f"{signed(mean)} ± {fraction(spread)}"
+
+
 def signed(value: float) -> str:
     return f"{value:+.4f}"
 

@@ -53,4 +53,8 @@ def with_seed(spec: JobSpec, seed: int) -> JobSpec:
 
 def losses_of(spec: JobSpec, phase: Phase) -> tuple[Loss, ...]:
     """The spec's losses; in the baseline only those that need no teacher."""
-    return tuple(loss for loss in spec.losses if phase == "student" or loss.loss not in NEEDS_TEACHER)
+    return tuple(loss for loss in spec.losses if phase == "student" or not needs_teacher(loss))
+
+
+def needs_teacher(loss: Loss) -> bool:
+    return loss.loss in NEEDS_TEACHER

@@ -236,6 +236,12 @@ def _expand_preset(value: Any) -> Any:
 
 
 Losses = Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset, json_schema_input_type=tuple[Loss, ...] | str)]
+_losses: TypeAdapter[tuple[Loss, ...]] = TypeAdapter(Losses)
+
+
+def preset_losses(name: str) -> tuple[Loss, ...]:
+    """The losses of a preset. Raises pydantic.ValidationError, a ValueError, for a name that is none."""
+    return _losses.validate_python(name)
 
 
 # --- data, training, evaluation ---------------------------------------------------------------------------------------
