@@ -13,7 +13,7 @@ from rich.text import Text
 from client.comparison import Comparison, Note, Row
 from client.text import amount, signed_with_spread, with_spread
 
-FIGURES = ("seeds", "mIoU", "gain", "step", "x no teacher")
+FIGURES = ("seeds", "mIoU", "gain", "step", "x no\nteacher")
 
 
 def comparison_tables(comparisons: list[Comparison], notes: list[Note]) -> Group:
@@ -31,7 +31,7 @@ def comparison_markdown(comparisons: list[Comparison], notes: list[Note]) -> str
 
 
 def _parts(comparison: Comparison) -> Iterator[RenderableType]:
-    yield Text(comparison.title, style="bold")
+    yield Text(f"\n{comparison.title}", style="bold")
     for student, rows in groupby(comparison.rows, key=lambda row: (row.student, row.params, row.flops)):
         network, params, flops = student
         yield Text(f"\n{network}: {amount(params)} parameters, {amount(flops)} FLOPs")
@@ -39,17 +39,17 @@ def _parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("method", overflow="fold")
     for title in FIGURES:
-        table.add_column(title, justify="right", overflow="fold")
+        table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*[Text(cell) for cell in (row.method, *_figures(row))])
     return table
 
 
 def _markdown_table(rows: list[Row]) -> str:
-    titles = ["student", "method", "parameters", "FLOPs", *FIGURES]
+    titles = ["student", "method", "parameters", "FLOPs", *[title.replace("\n", " ") for title in FIGURES]]
     rule = ["---", "---", *["---:"] * (len(titles) - 2)]
     cells = [[row.student, row.method, amount(row.params), amount(row.flops), *_figures(row)] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *cells))
