@@ -185,10 +185,11 @@ def _training(job: Job, phase: Phase, seed: int, miou: float | None, gain: float
 
 def _setup(job: Job) -> Setup:
     spec = job.spec
+    scoring = SCORING | ({"every_epochs"} if spec.train.keep == "best" else set())
     parts: dict[str, Any] = {
         "dataset": spec.dataset.model_dump(mode="json", exclude=WITHOUT_EFFECT["dataset"]),
         "train": spec.train.model_dump(mode="json", exclude=WITHOUT_EFFECT["train"]),
-        "evaluate": spec.evaluate.model_dump(mode="json", include=SCORING),
+        "evaluate": spec.evaluate.model_dump(mode="json", include=scoring),
         "data": {"fingerprint": job.result.dataset_fingerprint},
     }
     return tuple((f"{part}.{name}", _json(value)) for part, fields in parts.items() for name, value in fields.items())
@@ -226,7 +227,11 @@ def _rows(trainings: list[Training]) -> list[Row]:
     kinds = _grouped((training.kind, training) for training in trainings)
     titles = _methods(kinds)
     rows = [_row(titles[kind], members, kinds) for kind, members in kinds.items()]
-    return sorted(rows, key=lambda row: (row.student, not row.method.startswith(NO_TEACHER), -(row.miou_mean or 0.0)))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row.student, row.params, row.flops, not row.method.startswith(NO_TEACHER), -(row.miou_mean or 0.0)
 
 
 def _row(method: str, members: list[Training], kinds: dict[str, list[Training]]) -> Row:
@@ -236,7 +241,7 @@ def _row(method: str, members: list[Training], kinds: dict[str, list[Training]])
     (miou_mean, miou_spread), (gain_mean, gain_spread) = (
         mean_and_spread(values) for values in ([training.miou for training in members], list(gains.values()))
     )
-    step_s, plain_step_s = _step_seconds(members), _step_seconds(plain)
+    step = _pooled(members)
     cost: Cost = first.job.result.student_cost
     return Row(
         student=cost.network,
@@ -249,8 +254,8 @@ def _row(method: str, members: list[Training], kinds: dict[str, list[Training]])
         gain_seeds=tuple(sorted(gains)),
         params=cost.params,
         flops=cost.flops,
-        step_ms=None if step_s is None else 1000 * step_s,
-        step_ratio=step_s / plain_step_s if step_s and plain_step_s else None,
+        step_ms=None if step is None else 1000 * _seconds(step),
+        step_ratio=_ratio(step, _pooled(plain)),
         jobs=tuple(dict.fromkeys(str(training.job.folder) for training in members)),
     )
 
@@ -268,14 +273,28 @@ def _gains(members: list[Training], plain: list[Training]) -> dict[int, float]:
     return gains
 
 
-def _step_seconds(members: list[Training]) -> float | None:
+def _pooled(members: list[Training]) -> StepCost | None:
     """The mean over all steps of the jobs; None where it is not known, or where they ran on unlike devices."""
-    costs = list({training.job.folder: training.step for training in members}.values())
-    known = [cost for cost in costs if cost is not None]
-    if not known or len({cost.device for cost in costs if cost}) > 1:
+    costs = [cost for cost in {training.job.folder: training.step for training in members}.values() if cost is not None]
+    if len({cost.device for cost in costs}) != 1:
         return None
-    seconds = [cost.cpu_seconds_per_step if cost.device == "cpu" else cost.seconds_per_step for cost in known]
-    return sum(s * cost.steps for s, cost in zip(seconds, known, strict=True)) / sum(cost.steps for cost in known)
+    steps = sum(cost.steps for cost in costs)
+    return StepCost(
+        steps=steps,
+        seconds_per_step=sum(cost.steps * cost.seconds_per_step for cost in costs) / steps,
+        cpu_seconds_per_step=sum(cost.steps * cost.cpu_seconds_per_step for cost in costs) / steps,
+        device=costs[0].device,
+    )
+
+
+def _ratio(cost: StepCost | None, plain: StepCost | None) -> float | None:
+    if cost is None or plain is None or cost.device != plain.device or not _seconds(plain):
+        return None
+    return _seconds(cost) / _seconds(plain)
+
+
+def _seconds(cost: StepCost) -> float:
+    return cost.cpu_seconds_per_step if cost.device == "cpu" else cost.seconds_per_step
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -292,8 +311,9 @@ def _methods(kinds: dict[str, list[Training]]) -> dict[str, str]:
     return {kind: ": ".join(dict.fromkeys(parts)) for kind, parts in named.items()}
 
 
-def _student(members: list[Training]) -> str:
-    return members[0].job.result.student_cost.network
+def _student(members: list[Training]) -> tuple[str, int]:
+    cost = members[0].job.result.student_cost
+    return cost.network, cost.params
 
 
 def method_name(training: Training) -> str:

@@ -152,6 +152,31 @@ def test_students_are_rows_of_one_comparison_each_with_its_own_gain(tmp_path: Pa
     ]
 
 
+def test_students_of_one_name_and_other_sizes_stay_apart(tmp_path: Path) -> None:
+    for wide, params in ((1, 100), (2, 200)):
+        network = {"name": "espnet", "options": {"p": wide}}
+        folder = save_job(
+            tmp_path / f"p{wide}", {0: 0.5 + wide / 10}, baselines={0: 0.5}, student={"network": network}, **TAUGHT
+        )
+        result = json.loads((folder / "result.json").read_text())
+        result["student_cost"]["params"] = params
+        (folder / "result.json").write_text(json.dumps(result))
+    comparisons, _ = compare([tmp_path])
+    found = [(row.params, row.method, row.miou_mean) for row in comparisons[0].rows]
+    assert found == [(100, "no teacher", 0.5), (100, "dsd", 0.6), (200, "no teacher", 0.5), (200, "dsd", 0.7)]
+
+
+def test_times_of_unlike_devices_are_not_compared(tmp_path: Path) -> None:
+    save_job(tmp_path / "plain", {0: 0.5}, **PLAIN)
+    result_file = save_job(tmp_path / "dsd", {0: 0.6}, **TAUGHT) / "result.json"
+    result = json.loads(result_file.read_text())
+    result["step_cost"]["device"] = "cuda"
+    result_file.write_text(json.dumps(result))
+    found = rows(tmp_path)
+    assert found["dsd"].step_ms == pytest.approx(1000.0), "on a GPU the time on the wall counts"
+    assert found["dsd"].step_ratio is None and found["no teacher"].step_ms == pytest.approx(10.0)
+
+
 def test_the_same_seed_twice_counts_once_and_is_noted(tmp_path: Path) -> None:
     save_job(tmp_path / "a", {0: 0.5}, **PLAIN)
     save_job(tmp_path / "b", {0: 0.9}, **PLAIN)
