@@ -14,16 +14,10 @@ from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from dsd_core.evaluate import Confusion
-from tests.conftest import ROOT
+from tests.core import counting_rank
+from tests.core.counting_rank import as_numbers, counted, random_pair
 
 NAMES = ("a", "b", "c", "d")
-
-
-def random_pair(seed, classes=4):
-    generator = torch.Generator().manual_seed(seed)
-    predicted = torch.randint(0, classes, (2, 9, 7), generator=generator)
-    labels = torch.randint(0, classes + 1, (2, 9, 7), generator=generator)
-    return predicted, labels.where(labels < classes, 255)
 
 
 @settings(max_examples=50, deadline=None)
@@ -83,17 +77,6 @@ def test_sums_over_batches_are_exact():
     assert (whole.counts == parts.counts).all() and whole.images == parts.images == 6
 
 
-def counted(seeds):
-    confusion = Confusion(4, boundary=True)
-    for seed in seeds:
-        confusion.add(*random_pair(seed))
-    return confusion
-
-
-def as_numbers(confusion):
-    return [confusion.counts.tolist(), confusion.boundary_counts.tolist(), confusion.images]
-
-
 def test_two_confusions_add_up():
     assert as_numbers(counted([0, 1]) + counted([2])) == as_numbers(counted([0, 1, 2]))
 
@@ -103,28 +86,12 @@ def test_alone_a_confusion_is_its_own_sum():
     assert alone.reduced() is alone
 
 
-def test_two_processes_with_half_the_images_each_have_the_exact_counts_of_one(tmp_path):
-    """Each is a program of its own, as `torchrun` starts them, and prints what it has after the sum."""
-    program = """
-import datetime, json, sys
-import torch.distributed as dist
-from tests.core.test_evaluate import as_numbers, counted
-rank = int(sys.argv[1])
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2,
-                        timeout=datetime.timedelta(seconds=60))
-print(json.dumps(as_numbers(counted([0, 1] if rank == 0 else [2]).reduced())))
-dist.destroy_process_group()
-"""
-    command = [sys.executable, "-c", program]
+def test_two_processes_with_unequal_shares_of_the_images_have_the_exact_counts_of_one(tmp_path):
+    command = [sys.executable, counting_rank.__file__]
+    shares = {"0": ["0", "1"], "1": ["2"]}
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stdout=subprocess.PIPE, cwd=ROOT)
-        for rank in (0, 1)
+        subprocess.Popen([*command, rank, "2", str(tmp_path / "meeting"), *seeds], stdout=subprocess.PIPE)
+        for rank, seeds in shares.items()
     ]
-    answers = [json.loads(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+    answers = [json.loads(rank.communicate(timeout=200)[0].splitlines()[-1]) for rank in ranks]
     assert answers[0] == answers[1] == as_numbers(counted([0, 1, 2]))
-
-
-def test_nothing_but_ignored_pixels_has_no_score():
-    confusion = Confusion(4)
-    confusion.add(torch.zeros(1, 2, 2, dtype=torch.long), torch.full((1, 2, 2), 255))
-    assert confusion.score(NAMES).miou is None and confusion.score(NAMES).pixel_accuracy is None
