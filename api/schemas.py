@@ -33,14 +33,16 @@ class Progress(Answer):
     """How far a job is, by its newest progress event."""
 
     percent: float
-    """Of all steps of all phases, 0 to 100."""
+    """Of all steps of all phases and seeds, 0 to 100."""
     phase: Literal["baseline", "student"]
+    seed: int | None = None
+    """Null while the job's first (or only) seed is trained."""
     epoch: int
     step: int
     """Optimiser steps of this phase that are done."""
     steps: int
     total_step: int
-    """Over all phases."""
+    """Over all phases of all seeds."""
     total_steps: int
     images_per_s: float
     eta_s: float
@@ -148,7 +150,7 @@ class Metrics(Answer):
     """Series of a job's numbers, by the names they have in MLflow."""
 
     data: dict[str, list[tuple[int, float]]]
-    """For each name its points (step over all phases, value), in the order of steps."""
+    """For each name its points (step over all phases and seeds, value), in the order of steps."""
 
 
 class Finding(Answer):

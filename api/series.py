@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-Point = tuple[int, float]  # step over all phases, value
+Point = tuple[int, float]  # step over all phases and seeds, value
 
 
 def thinned(series: list[Point], limit: int) -> list[Point]:

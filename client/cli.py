@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from client import job_file, local
+from client.comparison import compare
+from client.comparison_table import comparison_markdown, comparison_tables
 from client.demo import demo as run_demo
 from client.http import Client
 from client.report import catalog_table, error_text, findings, job_details, jobs_table, models_table, result_table
@@ -254,6 +257,25 @@ def run(
     else:
         view.console.print(result_table(view.result))
         view.console.print(f"Student   [bold cyan]{escape(str((folder / 'student').absolute()))}[/]", soft_wrap=True)
+
+
+@app.command()
+def table(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders that hold some.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished jobs, method by method: mIoU over the seeds, gain over no teacher, cost of a step."""
+    if markdown and as_json:
+        raise typer.BadParameter("Give one of --json and --markdown.")
+    comparisons, notes = compare(folders)
+    if as_json:
+        told = [asdict(note) for note in notes]
+        _print_json({"comparisons": [asdict(comparison) for comparison in comparisons], "notes": told})
+    elif markdown:
+        print(comparison_markdown(comparisons, notes))
+    else:
+        _console().print(comparison_tables(comparisons, notes))
 
 
 @app.command(context_settings=PASS_ON)

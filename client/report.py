@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from client.text import ago, amount, duration, fraction, signed, size
+from client.text import ago, amount, duration, fraction, signed_with_spread, size, with_spread
 from client.view import STATUS_COLOURS
 
 Json = dict[str, Any]
@@ -30,6 +30,7 @@ class _Column:
     score: Json
     cost: Json
     style: str = ""
+    over_seeds: str = "-"
 
 
 def _networks(result: Json) -> Table:
@@ -41,7 +42,11 @@ def _networks(result: Json) -> Table:
     at = f"at {result['student_cost']['height']}x{result['student_cost']['width']}"
     table.add_row("network", *[column.cost.get("network", "-") for column in columns])
     table.add_row("mIoU", *[fraction(column.score.get("miou")) for column in columns])
-    table.add_row("pixel accuracy", *[fraction(column.score.get("pixel_accuracy")) for column in columns])
+    if len(result.get("seeds", [])) > 1:
+        table.add_row(f"mIoU of {len(result['seeds'])} seeds", *[column.over_seeds for column in columns])
+    for title, figure in _FIGURES:
+        if any(column.score.get(figure) is not None for column in columns):
+            table.add_row(title, *[fraction(column.score.get(figure)) for column in columns])
     table.add_row("parameters", *[amount(column.cost["params"]) if column.cost else "-" for column in columns])
     table.add_row(f"FLOPs {at}", *[amount(column.cost["flops"]) if column.cost else "-" for column in columns])
     table.add_row(f"latency {at}", *[f"{c.cost['latency_ms']:.1f} ms" if c.cost else "-" for c in columns])
@@ -52,25 +57,37 @@ def _columns(result: Json) -> list[_Column]:
     """The baseline is the student's network, so it costs the same."""
     teacher, teacher_cost, baseline = result.get("teacher"), result.get("teacher_cost"), result.get("baseline")
     student, cost = result["student"], result["student_cost"]
+    of_students = with_spread(result.get("miou_mean"), result.get("miou_spread"))
     if not teacher_cost:
-        return [_Column("student", student, cost, "bold green")]
+        return [_Column("student", student, cost, "bold green", of_students)]
     columns = [
         _Column("teacher\n", teacher or {}, teacher_cost),
-        _Column("student\ndistilled", student, cost, "bold green"),
+        _Column("student\ndistilled", student, cost, "bold green", of_students),
     ]
     if baseline:
-        columns.insert(1, _Column("student\nwithout teacher", baseline, cost))
+        of_baselines = with_spread(result.get("baseline_mean"), result.get("baseline_spread"))
+        columns.insert(1, _Column("student\nwithout teacher", baseline, cost, "", of_baselines))
     return columns
 
 
+_FIGURES = (
+    ("pixel accuracy", "pixel_accuracy"),
+    ("class accuracy", "class_accuracy"),
+    ("boundary IoU", "boundary_iou"),
+)
+
+
 def _gain(result: Json) -> Text | None:
-    gain = result.get("gain")
+    """The gain of the only seed, or the mean over several with its spread."""
+    spread = result.get("gain_spread")
+    gain = result.get("gain") if spread is None else result["gain_mean"]
     if gain is None:
         return None
     verdict = "the teacher helped" if gain > 0 else "the teacher did not help in this run"
-    return Text.assemble(
-        "Gain      ", (f"{signed(gain)} mIoU", "bold green" if gain > 0 else "bold red"), f"  {verdict}"
-    )
+    if spread is not None:
+        verdict = f"mean of {len(result['seeds'])} seeds"
+    shown = signed_with_spread(gain, spread)
+    return Text.assemble("Gain      ", (f"{shown} mIoU", "bold green" if gain > 0 else "bold red"), f"  {verdict}")
 
 
 def _smaller(result: Json) -> Text | None:

@@ -38,6 +38,16 @@ def fraction(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
+def with_spread(mean: float | None, spread: float | None) -> str:
+    """`0.5500 ± 0.0120`; the mean alone where there is no spread."""
+    return fraction(mean) if spread is None else f"{fraction(mean)} ± {fraction(spread)}"
+
+
+def signed_with_spread(mean: float, spread: float | None) -> str:
+    """`+0.0300 ± 0.0050`."""
+    return signed(mean) if spread is None else f"{signed(mean)} ± {fraction(spread)}"
+
+
 def signed(value: float) -> str:
     return f"{value:+.4f}"
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from client.text import duration, fraction, number
 
 Json = dict[str, Any]
-PHASES = {"prepare": "prepare", "baseline": "without teacher", "student": "student", "export": "export"}
+PHASES = {"baseline": "without teacher", "student": "student"}
 SUBJECTS = {"teacher": "teacher", "baseline": "without teacher", "student": "student"}
 STATUS_COLOURS = {
     "queued": "cyan",
@@ -26,6 +26,7 @@ STATUS_COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
 }
+TITLE_CHARS = 15  # a further seed's title is longer, and moves what follows
 
 
 WAITING = {"queued": "waiting for a worker", "running": "the training process starts", "cancelling": "stopping"}
@@ -73,11 +74,11 @@ class JobView:
 
 
 class _Bars:
-    """A bar for each phase that has begun, and the newest losses under them."""
+    """A bar for each phase (of each seed) that has begun, and the newest losses under them."""
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<15}"),
+            TextColumn(f"{{task.description:<{TITLE_CHARS}}}"),
             BarColumn(bar_width=24, finished_style="green"),
             _Steps(),
             _Speed(),
@@ -101,24 +102,24 @@ class _Bars:
             self._below(WAITING.get(data["to"], ""))
 
     def _advance(self, data: Json, now_s: float) -> None:
-        phase, step, steps = data["phase"], data["step"], data["steps"]
-        self._begin(phase, now_s)
+        title, step, steps = _with_seed(PHASES, data["phase"], data), data["step"], data["steps"]
+        self._begin(title, now_s)
         speed, left = f"{data['images_per_s']:.0f} img/s", f"{duration(data['eta_s'])} left"
         speed = f"{speed}  {left}" if step < steps else "scoring"
-        self._progress.update(self._tasks[phase], completed=step, total=steps, speed=speed)
+        self._progress.update(self._tasks[title], completed=step, total=steps, speed=speed)
         self._below(f"{_losses(data)}  lr {data['learning_rate']:.1e}")
-        if phase == "student" and step >= steps:
+        if data["total_step"] >= data["total_steps"]:
             self._begin("export", now_s)
 
-    def _begin(self, phase: str, now_s: float) -> None:
-        """Open the bar of a phase, once; the phases before it are then done."""
-        if phase in self._tasks:
+    def _begin(self, title: str, now_s: float) -> None:
+        """Open the bar of this title, once; those before it are then done."""
+        if title in self._tasks:
             return
         for task in self._tasks.values():
             self._fill(task, now_s)
         self._below("")
         fields: Json = {"speed": "", "began_s": now_s, "took_s": None}
-        self._tasks[phase] = self._progress.add_task(PHASES[phase], total=None, **fields)
+        self._tasks[title] = self._progress.add_task(title, total=None, **fields)
 
     def _end(self, now_s: float, *, done: bool) -> None:
         for task in self._tasks.values():
@@ -130,7 +131,7 @@ class _Bars:
 
     def _below(self, text: str) -> None:
         """The line under the bars."""
-        self._losses.plain = f"{'':<16}{text}" if text else ""
+        self._losses.plain = f"{'':<{TITLE_CHARS + 1}}{text}" if text else ""
         self._losses.stylize("dim")
         self.live.refresh()
 
@@ -176,11 +177,13 @@ def _sentence(kind: str, data: Json) -> Text | None:
 
 
 def _evaluated(data: Json) -> Text:
-    subject = SUBJECTS.get(data["subject"], data["subject"])
+    subject = _with_seed(SUBJECTS, data["subject"], data)
     step = f"  at step {data['step']}" if data["subject"] != "teacher" else ""
     accuracy = f"  pixel accuracy {fraction(data['pixel_accuracy'])}"
     score = (f"mIoU {fraction(data['miou'])}", "bold green")
-    return Text.assemble((f"{subject:<16}", "bold"), score, accuracy, (f"{step}  {data['images']} images", "dim"))
+    return Text.assemble(
+        (f"{subject:<{TITLE_CHARS}} ", "bold"), score, accuracy, (f"{step}  {data['images']} images", "dim")
+    )
 
 
 def _status(data: Json) -> Text:
@@ -206,11 +209,17 @@ def _started(data: Json) -> Text:
 
 
 def _progress_line(data: Json) -> Text:
-    phase = PHASES.get(data["phase"], data["phase"])
+    phase = _with_seed(PHASES, data["phase"], data)
     return Text(
-        f"{phase:<16}step {data['step']}/{data['steps']}  {_losses(data)}  lr {data['learning_rate']:.1e}  "
+        f"{phase:<{TITLE_CHARS}} step {data['step']}/{data['steps']}  {_losses(data)}  lr {data['learning_rate']:.1e}  "
         f"{data['images_per_s']:.0f} img/s  {duration(data['eta_s'])} left"
     )
+
+
+def _with_seed(titles: dict[str, str], key: str, data: Json) -> str:
+    """The title of a network or phase; with the seed where it is not the job's first."""
+    title = titles.get(key, key)
+    return title if data.get("seed") is None else f"{title}, seed {data['seed']}"
 
 
 def _losses(data: Json) -> str:

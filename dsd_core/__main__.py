@@ -11,11 +11,14 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsd_core.errors import DsdError, Interrupted, OutOfMemoryError, SpecError
+
+if TYPE_CHECKING:
+    from dsd_core.events import Score
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 Weights = Annotated[
@@ -77,25 +80,49 @@ def evaluate(
     model: Model = None,
     size: SizeText = None,
     batch: int = 4,
+    window: Annotated[
+        str | None, typer.Option(help="HEIGHTxWIDTH of a sliding window; default the whole image")
+    ] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="DOWNxRIGHT from window to window; default two thirds of it")
+    ] = None,
+    scales: Annotated[
+        str, typer.Option(help="such as 0.5,1,1.5: the image is seen at each, probabilities averaged")
+    ] = "1",
+    flip: Annotated[bool, typer.Option("--flip", help="the image is also seen mirrored")] = False,
+    boundary: Annotated[bool, typer.Option(help="boundary IoU too")] = True,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
-    """Score a weights file or an exported student on a split: mIoU, pixel accuracy, IoU of each class."""
+    """Score a weights file or an exported student on a split: mIoU, accuracies, IoU of each class, boundary IoU."""
     from dsd_core.data import open_dataset
     from dsd_core.data.loader import eval_batches
     from dsd_core.evaluate import evaluate as score_on
+    from dsd_core.inference import predictor as looking
     from dsd_core.predict import open_predictor
+    from dsd_core.spec import parse_evaluation
 
+    options = parse_evaluation(
+        {
+            "mode": "whole" if window is None else "sliding",
+            "window": _parse_size(window),
+            "stride": _parse_size(stride),
+            "scales": scales.split(","),
+            "flip": flip,
+            "boundary": boundary,
+            "batch": batch,
+        }
+    )
     data = open_dataset(dataset, root, split, _parse_size(size))
     predictor = open_predictor(weights, network, preprocess, model, classes=data.classes, threads=threads)
-    score, images, seconds = score_on(predictor.logits, eval_batches(data, batch), data.classes)
+    logits_of, batches = looking(predictor.logits, options), eval_batches(data, options.batch)
+    score, images, seconds = score_on(logits_of, batches, data.classes, boundary=options.boundary)
     figures = {**score.model_dump(), "images": images, "seconds": round(seconds, 3), "split": split}
     if as_json:
         print(json.dumps(figures))
         return
-    print(f"mIoU {score.miou:.4f}   pixel accuracy {score.pixel_accuracy:.4f}   {images} images in {seconds:.1f} s")
-    for name, value in score.per_class_iou.items():
-        print(f"  {name:20} {'absent' if value is None else f'{value:.4f}'}")
+    _print_score(score)
+    print(f"{images} images in {seconds:.1f} s")
 
 
 @app.command()
@@ -159,6 +186,25 @@ def _as_dsd_error(error: Exception) -> DsdError:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return storage_error(error, Path(error.filename or "the run folder"))
     return DsdError(f"{type(error).__name__}: {error}")
+
+
+def _print_score(score: Score) -> None:
+    """A line of means, then one for each class: IoU, accuracy, and boundary IoU where it was computed."""
+    columns = {
+        "mIoU": (score.miou, score.per_class_iou),
+        "class accuracy": (score.class_accuracy, score.per_class_accuracy),
+        "boundary IoU": (score.boundary_iou, score.per_class_boundary_iou),
+    }
+    shown = {title: column for title, column in columns.items() if column[1]}
+    print(f"pixel accuracy {_figure(score.pixel_accuracy)}")
+    print(f"{'':20}" + "".join(f"{title:>16}" for title in shown))
+    print(f"{'mean':20}" + "".join(f"{_figure(mean):>16}" for mean, _ in shown.values()))
+    for name in score.per_class_iou:
+        print(f"{name:20}" + "".join(f"{_figure(values[name]):>16}" for _, values in shown.values()))
+
+
+def _figure(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.4f}"
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

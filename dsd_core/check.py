@@ -13,6 +13,7 @@ from typing import Any, Literal
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.scan import scan
 from dsd_core.errors import SpecError
+from dsd_core.legs import legs
 from dsd_core.models.names import check_network
 from dsd_core.spec import JobSpec
 from dsd_core.weights import describe_weights, fitting_outputs
@@ -130,13 +131,13 @@ def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
 
 def _estimate(spec: JobSpec, train: Dataset, val: Dataset) -> dict[str, Any]:
     steps = spec.train.epochs * max(len(train) // spec.train.batch, 1)
-    phases = 2 if spec.baseline else 1
+    trained = len(legs(spec))
     height, width = train.size
     return {
         "train_images": len(train),
         "val_images": len(val),
         "classes": len(train.classes),
-        "steps": steps * phases,
-        "views": steps * phases * spec.train.batch,
+        "steps": steps * trained,
+        "views": steps * trained * spec.train.batch,
         "decoded_bytes": (len(train) + len(val)) * height * width * 4,
     }

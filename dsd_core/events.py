@@ -17,6 +17,13 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 Phase = Literal["baseline", "student"]
 Subject = Literal["teacher", "baseline", "student"]
+FurtherSeed = int | None
+"""The seed of a training, None in those of the job's first (or only) seed, whose student is exported."""
+
+
+def leg_name(subject: Subject, seed: FurtherSeed) -> str:
+    """What the figures of a training are called: `student`, and `student/seed-1` for a further seed."""
+    return subject if seed is None else f"{subject}/seed-{seed}"
 
 
 def now() -> str:
@@ -39,7 +46,7 @@ class Started(_Event):
     device: str
     torch: str
     threads: int
-    total_steps: int  # over all phases
+    total_steps: int  # over all phases of all seeds
     resumed_from: int | None = None  # total steps already behind this run
     teacher_digest: str | None = None
     dataset_fingerprint: str | None = None
@@ -50,9 +57,10 @@ class Progress(_Event):
 
     type: Literal["progress"] = "progress"
     phase: Phase
+    seed: FurtherSeed = None
     step: int  # within the phase
     steps: int  # of the phase
-    total_step: int  # over all phases
+    total_step: int  # over all phases of all seeds
     total_steps: int
     epoch: int
     losses: dict[str, float | None]  # "loss" and each unweighted term
@@ -63,16 +71,27 @@ class Progress(_Event):
     system: dict[str, float] = {}  # MLflow's names of system metrics, without the "system/" prefix
 
 
-class Evaluated(_Event):
+class Score(BaseModel):
+    """A network's score on the validation split. A class that does not occur is None and in no mean."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    miou: float | None
+    pixel_accuracy: float | None
+    per_class_iou: dict[str, float | None]
+    class_accuracy: float | None = None  # mean over the classes of the share of labelled pixels that are right
+    per_class_accuracy: dict[str, float | None] = {}
+    boundary_iou: float | None = None  # None and empty where `evaluate.boundary` is off
+    per_class_boundary_iou: dict[str, float | None] = {}
+
+
+class Evaluated(Score, _Event):
     """A network was scored on the validation split."""
 
     type: Literal["evaluated"] = "evaluated"
     subject: Subject
+    seed: FurtherSeed = None
     step: int
     total_step: int
-    miou: float | None
-    pixel_accuracy: float | None
-    per_class_iou: dict[str, float | None]  # None: the class is absent from labels and predictions
     images: int
     seconds: float
 
@@ -82,6 +101,7 @@ class Checkpoint(_Event):
 
     type: Literal["checkpoint"] = "checkpoint"
     phase: Phase
+    seed: FurtherSeed = None
     step: int
     total_step: int
     path: str
@@ -94,6 +114,7 @@ class Picture(_Event):
 
     type: Literal["picture"] = "picture"
     phase: Phase
+    seed: FurtherSeed = None
     step: int
     total_step: int
     path: str
@@ -117,15 +138,6 @@ class FileInfo(BaseModel):
     sha256: str
 
 
-class Score(BaseModel):
-    """A network's score on the validation split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    miou: float | None
-    pixel_accuracy: float | None
-    per_class_iou: dict[str, float | None]
-
-
 class Cost(BaseModel):
     """What a network costs at the evaluation size, batch 1. FLOPs count 2 for a multiply-add; latency is the median."""
 
@@ -138,6 +150,27 @@ class Cost(BaseModel):
     width: int
 
 
+class StepCost(BaseModel):
+    """What the optimiser steps of one student took on average, loading, logging and checkpoints included, scoring and
+    pictures not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: int
+    seconds_per_step: float
+    cpu_seconds_per_step: float  # of the training process, over all its threads
+    device: str  # cpu or cuda
+
+
+class SeedResult(BaseModel):
+    """What training with one seed came to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seed: int
+    student: Score
+    baseline: Score | None = None
+    gain: float | None = None  # student mIoU minus baseline mIoU
+
+
 class Result(BaseModel):
     """What a finished job leaves; also `result.json` in the run folder."""
 
@@ -148,6 +181,16 @@ class Result(BaseModel):
     teacher_cost: Cost | None = None
     baseline: Score | None = None
     gain: float | None = None  # student mIoU minus baseline mIoU
+    # `student`, `baseline` and `gain` are of the first seed, as are the files.
+    seeds: list[SeedResult] = []  # in the order of training
+    miou_mean: float | None = None  # over the seeds, as are the others
+    miou_spread: float | None = None  # sample standard deviation, None for a single seed
+    baseline_mean: float | None = None
+    baseline_spread: float | None = None
+    gain_mean: float | None = None
+    gain_spread: float | None = None
+    step_cost: StepCost | None = None  # over all students
+    baseline_step_cost: StepCost | None = None
     files: list[FileInfo]
     classes: list[str]
     onnx_max_error: (

@@ -30,11 +30,12 @@ from torch import nn
 
 from dsd_core.checkpoint import storage_error
 from dsd_core.errors import DsdError, WeightsError
-from dsd_core.events import Cost, FileInfo, Result, Score
+from dsd_core.events import Cost, FileInfo, Result, Score, SeedResult
 from dsd_core.models.cost import count_flops, count_params, latency_ms
 from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec, Preprocess
+from dsd_core.spread import over_seeds
 
 PARITY = 1e-3  # of class probabilities; the differences seen are some 1e-6
 
@@ -193,6 +194,7 @@ def model_card(config: dict[str, Any]) -> str:
         "`student` is this model, `teacher` what it learned from, `baseline` the same network trained without",
         "a teacher, same seed and schedule. Scores are on the validation split.",
         "",
+        *_over_seeds([SeedResult.model_validate(result) for result in config.get("seeds", [])]),
         "## Use",
         "",
         "```python",
@@ -217,6 +219,25 @@ def model_card(config: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _over_seeds(seeds: list[SeedResult]) -> list[str]:
+    """A paragraph on how far the seeds of the job lie apart, where it had several."""
+    if len(seeds) < 2:
+        return []
+    figures = over_seeds(seeds)
+    titles = {"miou": "student", "baseline": "baseline", "gain": "gain"}
+    shown = [
+        f"{title} {_percent(figures[f'{name}_mean'])} ± {_percent(figures[f'{name}_spread'])}"
+        for name, title in titles.items()
+        if figures[f"{name}_mean"] is not None
+    ]
+    named = ", ".join(str(result.seed) for result in seeds)
+    return [
+        f"The same training with the seeds {named} gives, as mean ± sample standard deviation of the mIoU:",
+        f"{', '.join(shown)}. This model is of seed {seeds[0].seed}, the first.",
+        "",
+    ]
 
 
 def _percent(value: float | None) -> str:

@@ -1,23 +1,47 @@
-"""Clocks of a training phase, and what the machine is doing meanwhile."""
+"""Clocks of one student's training, and what the machine is doing meanwhile."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import psutil
 import torch
 
 
-class Meter:
-    """Counts images and seconds of training, checkpoints included; scoring and pictures are not training."""
+@dataclass(frozen=True)
+class Spent:
+    """Time on the wall, and of this process on all its processor cores; loader processes are not in the latter."""
 
-    def __init__(self, first_step: int, seconds_before: float) -> None:
-        self._before = seconds_before
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @classmethod
+    def until_now(cls) -> Spent:
+        """Since some moment in the past; two of them can be compared."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+
+class Meter:
+    """Counts images and time of training, checkpoints included; scoring and pictures are not training.
+
+    `before` is what earlier attempts have spent on the steps up to `first_step`.
+    """
+
+    def __init__(self, first_step: int, before: Spent) -> None:
+        self._before = before
         self._first_step = first_step
-        self._start = self._window_start = self._saved_at = time.perf_counter()
-        self._paused = 0.0
+        self._start = Spent.until_now()
+        self._window_start = self._saved_at = self._start.seconds
+        self._paused = Spent()
         self._window_images = 0
 
     def count(self, images: int) -> None:
@@ -25,15 +49,20 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
+        start = Spent.until_now()
         yield
-        seconds = time.perf_counter() - start
-        self._paused += seconds
-        self._window_start += seconds
+        pause = Spent.until_now() - start
+        self._paused += pause
+        self._window_start += pause.seconds
 
     @property
-    def train_seconds(self) -> float:
-        return self._before + time.perf_counter() - self._start - self._paused
+    def spent(self) -> Spent:
+        """On all steps so far, earlier attempts included."""
+        return self._before + self._here
+
+    @property
+    def _here(self) -> Spent:
+        return Spent.until_now() - self._start - self._paused
 
     def saved(self) -> None:
         self._saved_at = time.perf_counter()
@@ -46,7 +75,7 @@ class Meter:
         now = time.perf_counter()
         images_per_s = self._window_images / max(now - self._window_start, 1e-9)
         self._window_images, self._window_start = 0, now
-        pace = (now - self._start - self._paused) / max(step - self._first_step, 1)
+        pace = self._here.seconds / max(step - self._first_step, 1)
         return images_per_s, pace * (steps - step)
 
 

@@ -118,7 +118,13 @@ def _onnx_logits(model: Path, classes: int | None) -> Callable[[Tensor], Tensor]
 
     def logits(images_N3HW: Tensor) -> Tensor:
         image = images_N3HW.permute(0, 2, 3, 1).contiguous().numpy()
-        found = torch.from_numpy(session.run(["logits"], {"image": image})[0])
+        try:
+            found = torch.from_numpy(session.run(["logits"], {"image": image})[0])
+        except Exception as error:  # onnxruntime's errors have no common class below Exception
+            raise SpecError(
+                f"{model} cannot take images of {image.shape[1]}x{image.shape[2]}: {error}",
+                hint="Where config.json says fixed_size, give only its own size: no other size, scales or window.",
+            ) from error
         if classes is not None and found.shape[1] != classes:
             raise SpecError(f"{model} has {found.shape[1]} classes, the dataset has {classes}.")
         return found

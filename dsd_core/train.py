@@ -1,18 +1,18 @@
 """Training: `fit(spec, out, emit)` builds everything in order, then loops. Called by `python -m dsd_core run`.
 
 A run has up to two training phases, `baseline` (the student without a teacher) and `student`, with the same seed,
-order of data and schedule. All state that changes is in the checkpoint, and all randomness of the data is a function
-of (seed, epoch, image), so a run that is killed and started again ends with the same bits on the CPU (same number of
-threads).
+order of data and schedule, and goes through them once for each seed: a leg is a phase with a seed. All state that
+changes is in the checkpoint, and all randomness of the data is a function of (seed, epoch, image), so a run that is
+killed and started again ends with the same bits on the CPU (same number of threads).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -28,23 +28,29 @@ from dsd_core.events import (
     Checkpoint,
     Evaluated,
     Event,
+    FurtherSeed,
     Note,
     Phase,
     Picture,
     Progress,
     Result,
     Score,
+    SeedResult,
     Started,
+    StepCost,
     Subject,
 )
 from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
-from dsd_core.meter import Meter, system_metrics
+from dsd_core.legs import Leg, legs, losses_of, with_seed
+from dsd_core.meter import Meter, Spent, system_metrics
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.optim import learning_rate, refuse_non_finite
 from dsd_core.pictures import draw_comparison
-from dsd_core.spec import JobSpec, Loss, NetworkSpec
+from dsd_core.spec import JobSpec, NetworkSpec
+from dsd_core.spread import gain_of, over_seeds
 from dsd_core.teacher import load_teacher
 
 
@@ -63,16 +69,17 @@ class Run:
     teacher: Frozen | None = None
     teacher_network: NetworkSpec | None = None
     teacher_digest: str | None = None
-    scores: dict[str, Score] = field(default_factory=dict)
-    train_seconds: float = 0.0
+    scores: dict[str, Score] = field(default_factory=dict)  # of the teacher and of each leg, by name
+    spent: dict[str, Spent] = field(default_factory=dict)  # on the training of each leg
+    kept: dict[str, Tensor] = field(default_factory=dict)  # weights of the student that is to be exported
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train_set.classes
 
     @property
-    def phases(self) -> tuple[Phase, ...]:
-        return ("baseline", "student") if self.spec.baseline else ("student",)
+    def legs(self) -> tuple[Leg, ...]:
+        return legs(self.spec)
 
     @property
     def epoch_steps(self) -> int:
@@ -80,12 +87,16 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of one phase."""
+        """Optimiser steps of one leg."""
         return self.spec.train.epochs * self.epoch_steps
 
-    def losses(self, phase: Phase) -> tuple[Loss, ...]:
-        """The spec's losses; in the baseline only those that need no teacher."""
-        return tuple(loss for loss in self.spec.losses if phase == "student" or not loss.uses_teacher)
+    @property
+    def total_steps(self) -> int:
+        return self.steps * len(self.legs)
+
+    def total_step(self, leg: Leg, step: int) -> int:
+        """Steps of the whole run up to `step` of a leg."""
+        return leg.place * self.steps + step
 
 
 def fit(
@@ -108,7 +119,7 @@ def train(
     teacher_weights: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Run, Segmenter]:
-    """All phases of a run: what it stands on with its scores, and the trained student.
+    """All legs of a run: what it stands on with its scores, and the student of the first seed.
 
     `teacher_weights` stands in for the file of a registered teacher. Raises DsdError; Interrupted after `stop()`
     turned true and a checkpoint was written.
@@ -117,7 +128,8 @@ def train(
     tensors, state = checkpoint.load_newest(out / "checkpoints", lambda text: emit(_warning(text))) or ({}, {})
     refuse_other_run(run, state)
     run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
-    run.train_seconds = state.get("train_seconds", 0.0)
+    run.spent = {leg: Spent(**spent) for leg, spent in state.get("spent", {}).items()}
+    run.kept = checkpoint.stripped("kept", tensors)
     emit(
         Started(
             spec_digest=spec.digest(),
@@ -125,7 +137,7 @@ def train(
             device=str(run.device),
             torch=torch.__version__,
             threads=torch.get_num_threads(),
-            total_steps=run.steps * len(run.phases),
+            total_steps=run.total_steps,
             resumed_from=state.get("total_step"),
             teacher_digest=run.teacher_digest,
             dataset_fingerprint=run.train_set.fingerprint(),
@@ -133,9 +145,12 @@ def train(
     )
     if run.teacher is not None and "teacher" not in run.scores:
         judge_teacher(run)
-    for phase in run.phases[run.phases.index(state.get("phase", run.phases[0])) :]:
-        resuming = phase == state.get("phase")
-        student = train_phase(run, phase, tensors if resuming else {}, state if resuming else {})
+    for leg in run.legs[state.get("leg", 0) :]:
+        resuming = leg.place == state.get("leg")
+        student = train_leg(run, leg, tensors if resuming else {}, state if resuming else {})
+        if leg.exported:
+            run.kept = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+    student.load_state_dict(run.kept)
     return run, student
 
 
@@ -163,9 +178,8 @@ def prepare(
     if spec.teacher is not None:
         segmenter, run.teacher_network, run.teacher_digest = load_teacher(spec.teacher, run.classes, teacher_weights)
         run.teacher = Frozen(segmenter).to(device).to(memory_format=memory_format(spec))
-    build_phase(
-        run, "student"
-    ).task.close()  # names of taps and shapes of weights are proved before anything is trained
+    # Names of taps and shapes of weights are proved before anything is trained.
+    build_leg(run, next(leg for leg in run.legs if leg.exported)).task.close()
     return run
 
 
@@ -180,9 +194,9 @@ def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
         )
 
 
-def build_phase(run: Run, phase: Phase) -> Learner:
-    teacher = run.teacher if phase == "student" else None
-    return build_learner(run.spec, run.losses(phase), teacher, len(run.classes), run.device, run.class_weights)
+def build_leg(run: Run, leg: Leg) -> Learner:
+    spec, teacher = with_seed(run.spec, leg.seed), run.teacher if leg.phase == "student" else None
+    return build_learner(spec, losses_of(spec, leg.phase), teacher, len(run.classes), run.device, run.class_weights)
 
 
 def judge_teacher(run: Run) -> None:
@@ -200,15 +214,15 @@ def judge_teacher(run: Run) -> None:
         )
 
 
-def train_phase(run: Run, phase: Phase, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
+def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
     """Train one student, from the checkpoint's `tensors` and `state` or from the start (both empty); returns it in
     eval mode."""
-    training, evaluation = run.spec.train, run.spec.evaluate
-    learner = build_phase(run, phase)
+    training, evaluation = with_seed(run.spec, leg.seed).train, run.spec.evaluate
+    learner = build_leg(run, leg)
     if state:
         learner.restore(tensors, state)
-    first, steps, behind = state.get("step", 0), run.steps, run.phases.index(phase) * run.steps
-    meter = Meter(first, run.train_seconds)
+    first, steps = state.get("step", 0), run.steps
+    meter = Meter(first, run.spent.get(leg.name, Spent()))
     bad = torch.zeros(len(learner.task.losses), dtype=torch.bool, device=run.device)
 
     learner.task.train()
@@ -222,16 +236,17 @@ def train_phase(run: Run, phase: Phase, tensors: dict[str, Tensor], state: dict[
         stopping = run.stop()
         saving = stopping or step == steps or meter.since_saved() >= training.checkpoint_every_s
         if logging or saving:
-            refuse_non_finite(learner.task.losses, bad, phase, step)
+            refuse_non_finite(learner.task.losses, bad, leg.phase, step)
         if logging:
             images_per_s, eta_s = meter.rates(step, steps)
             run.emit(
                 Progress(
-                    phase=phase,
+                    phase=leg.phase,
+                    seed=leg.event_seed,
                     step=step,
                     steps=steps,
-                    total_step=behind + step,
-                    total_steps=steps * len(run.phases),
+                    total_step=run.total_step(leg, step),
+                    total_steps=run.total_steps,
                     epoch=(step - 1) // run.epoch_steps + 1,
                     losses={name: value.item() for name, value in terms.items()},
                     grad_norms={name: value.item() for name, value in norms.items()},
@@ -243,78 +258,114 @@ def train_phase(run: Run, phase: Phase, tensors: dict[str, Tensor], state: dict[
             )
         if step % (evaluation.every_epochs * run.epoch_steps) == 0 or step == steps:
             with meter.paused():
-                run.scores[phase] = score_network(run, learner.shown, phase, step, behind + step)
+                run.scores[leg.name] = score_leg(run, leg, learner.shown, step)
                 if training.keep == "best":
-                    learner.keep_if_best(run.scores[phase].miou)
-                if phase == "student":
-                    draw_pictures(run, learner.shown, step, behind + step)
+                    learner.keep_if_best(run.scores[leg.name].miou)
+                if leg.phase == "student":
+                    draw_pictures(run, leg, learner.shown, step)
             learner.task.train()
         if saving:
-            run.train_seconds = meter.train_seconds
-            save(run, learner, phase, step, behind + step)
+            run.spent[leg.name] = meter.spent
+            save(run, leg, learner, step)
             meter.saved()
         if stopping and step < steps:
-            raise Interrupted(f"Stopped after step {step} of phase {phase}; the checkpoint holds it.")
+            raise Interrupted(f"Stopped after step {step} of {leg.name}; the checkpoint holds it.")
 
     learner.task.close()
     student = learner.shown
     if learner.best:
         student.load_state_dict(learner.best)
-        run.scores[phase] = score_network(run, student, phase, steps, behind + steps)
+        run.scores[leg.name] = score_leg(run, leg, student, steps)
     return student.eval()
 
 
-def save(run: Run, learner: Learner, phase: Phase, step: int, total_step: int) -> None:
+def save(run: Run, leg: Leg, learner: Learner, step: int) -> None:
     """Write a checkpoint and say so."""
-    position = {"phase": phase, "step": step, "total_step": total_step, "train_seconds": run.train_seconds}
-    scores = {subject: score.model_dump() for subject, score in run.scores.items()}
+    total_step = run.total_step(leg, step)
+    position = {"leg": leg.place, "step": step, "total_step": total_step}
+    figures = {
+        "scores": {subject: score.model_dump() for subject, score in run.scores.items()},
+        "spent": {name: asdict(spent) for name, spent in run.spent.items()},
+    }
     lineage = {"spec_digest": run.spec.digest(), "teacher_digest": run.teacher_digest}
-    state = {**position, **learner.state(), **lineage, "scores": scores}
-    saved = checkpoint.save(run.out / "checkpoints", total_step, learner.tensors(), state)
-    path = str(saved.path.relative_to(run.out))
+    tensors = learner.tensors() | {f"kept.{key}": value for key, value in run.kept.items()}
+    state = {**position, **learner.state(), **lineage, **figures}
+    saved = checkpoint.save(run.out / "checkpoints", total_step, tensors, state)
     run.emit(
-        Checkpoint(phase=phase, step=step, total_step=total_step, path=path, bytes=saved.bytes, sha256=saved.sha256)
+        Checkpoint(
+            phase=leg.phase,
+            seed=leg.event_seed,
+            step=step,
+            total_step=total_step,
+            path=str(saved.path.relative_to(run.out)),
+            bytes=saved.bytes,
+            sha256=saved.sha256,
+        )
     )
 
 
-def score_network(run: Run, network: torch.nn.Module, subject: Subject, step: int, total_step: int) -> Score:
+def score_leg(run: Run, leg: Leg, student: Segmenter, step: int) -> Score:
+    return score_network(run, student, leg.phase, step, run.total_step(leg, step), leg.event_seed)
+
+
+def score_network(
+    run: Run, network: torch.nn.Module, subject: Subject, step: int, total_step: int, seed: FurtherSeed = None
+) -> Score:
     """Score a network on the validation split and say so; leaves it in eval mode."""
     network.eval()
     batches = (batch.to(run.device) for batch in eval_batches(run.val_set, run.spec.evaluate.batch))
-    score, images, seconds = evaluate(network, batches, run.classes)
+    options = run.spec.evaluate
+    score, images, seconds = evaluate(predictor(network, options), batches, run.classes, boundary=options.boundary)
     run.emit(
         Evaluated(
-            subject=subject, step=step, total_step=total_step, images=images, seconds=seconds, **score.model_dump()
+            subject=subject,
+            seed=seed,
+            step=step,
+            total_step=total_step,
+            images=images,
+            seconds=seconds,
+            **score.model_dump(),
         )
     )
     return score
 
 
-def draw_pictures(run: Run, student: Segmenter, step: int, total_step: int) -> None:
-    """Draw the first validation images as the networks see them."""
+def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
+    """Draw the first validation images with the masks that are scored."""
     networks = {"student": student} if run.teacher is None else {"teacher": run.teacher, "student": student}
+    looks = {name: predictor(network, run.spec.evaluate) for name, network in networks.items()}
+    total_step = run.total_step(leg, step)
     for index in range(min(run.spec.evaluate.pictures, len(run.val_set))):
         image_HW3, label_HW = run.val_set[index]
         image_N3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0).to(run.device)
         with torch.inference_mode():
-            masks = {name: network(image_N3HW).argmax(1)[0].cpu().numpy() for name, network in networks.items()}
+            masks = {name: logits_of(image_N3HW).argmax(1)[0].cpu().numpy() for name, logits_of in looks.items()}
         path = Path("pictures") / f"{total_step:08d}-{index:02d}.png"
         draw_comparison(run.out / path, image_HW3, label_HW, masks, run.val_set.palette)
         caption = f"validation image {run.val_set.names[index]}"
-        run.emit(Picture(phase="student", step=step, total_step=total_step, path=str(path), caption=caption))
+        run.emit(
+            Picture(
+                phase=leg.phase,
+                seed=leg.event_seed,
+                step=step,
+                total_step=total_step,
+                path=str(path),
+                caption=caption,
+            )
+        )
 
 
 def finish(run: Run, student: Segmenter) -> Result:
     """Export the student, measure what it costs, write result.json."""
     spec, classes, size = run.spec, len(run.classes), run.val_set.size
-    score, baseline = run.scores["student"], run.scores.get("baseline")
+    seeds = seed_results(run)
     lineage = {
         "teacher_digest": run.teacher_digest,
         "dataset_fingerprint": run.train_set.fingerprint(),
         "spec_digest": spec.digest(),
         "code_version": code_version(),
     }
-    scores = {subject: score.model_dump() for subject, score in run.scores.items()}
+    subjects = [subject for subject in get_args(Subject) if subject in run.scores]
     exported = export_student(
         student,
         spec.student.network,
@@ -323,7 +374,13 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=run.classes,
         palette=run.val_set.palette,
         size=size,
-        about={"name": spec.name, "dataset": spec.dataset.name, "scores": scores, **lineage},
+        about={
+            "name": spec.name,
+            "dataset": spec.dataset.name,
+            "scores": {subject: run.scores[subject].model_dump() for subject in subjects},
+            "seeds": [result.model_dump() for result in seeds],
+            **lineage,
+        },
     )
     if exported.fixed_size:
         run.emit(
@@ -331,29 +388,51 @@ def finish(run: Run, student: Segmenter) -> Result:
                 f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
             )
         )
-    gain = None
-    if baseline is not None and baseline.miou is not None and score.miou is not None:
-        gain = score.miou - baseline.miou
     teacher_cost = None
     if run.teacher is not None and run.teacher_network is not None:
         teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
+    first = seeds[0]
     result = Result(
-        student=score,
+        student=first.student,
         student_cost=measure_cost(student, spec.student.network, classes, size),
         teacher=run.scores.get("teacher"),
         teacher_cost=teacher_cost,
-        baseline=baseline,
-        gain=gain,
+        baseline=first.baseline,
+        gain=first.gain,
+        seeds=seeds,
+        **over_seeds(seeds),
+        step_cost=step_cost(run, "student"),
+        baseline_step_cost=step_cost(run, "baseline") if spec.baseline else None,
         files=exported.files,
         classes=list(run.classes),
         onnx_max_error=exported.onnx_max_error,
-        train_seconds=run.train_seconds,
+        train_seconds=sum(spent.seconds for spent in run.spent.values()),
         floor=spec.evaluate.floor,
-        beats_floor=score.miou is not None and score.miou >= spec.evaluate.floor,
+        beats_floor=first.student.miou is not None and first.student.miou >= spec.evaluate.floor,
         **lineage,
     )
     write_result(run.out, result)
     return result
+
+
+def seed_results(run: Run) -> list[SeedResult]:
+    """What each seed came to, in the order of training."""
+    found: dict[int, dict[str, Score]] = {}
+    for leg in run.legs:
+        found.setdefault(leg.seed, {})[leg.phase] = run.scores[leg.name]
+    return [SeedResult(seed=seed, gain=gain_of(**scores), **scores) for seed, scores in found.items()]
+
+
+def step_cost(run: Run, phase: Phase) -> StepCost:
+    """The mean over the steps of all legs of this phase."""
+    spent = [run.spent[leg.name] for leg in run.legs if leg.phase == phase]
+    whole, steps = sum(spent, start=Spent()), len(spent) * run.steps
+    return StepCost(
+        steps=steps,
+        seconds_per_step=whole.seconds / steps,
+        cpu_seconds_per_step=whole.cpu_seconds / steps,
+        device=run.device.type,
+    )
 
 
 def _warning(text: str) -> Note:

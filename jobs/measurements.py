@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from dsd_core.events import leg_name
+
 PARAM_CHARS = 500
 NAME_CHARS = 250
 
@@ -14,11 +16,12 @@ NAME_CHARS = 250
 class Measurement(NamedTuple):
     name: str
     value: float
-    step: int  # over all phases
+    step: int  # over all phases of all seeds
 
 
 def measurements(type: str, event: dict[str, Any]) -> list[Measurement]:
-    """The metrics of a progress or evaluated event; none of others. Numbers that are not there are left out."""
+    """The metrics of a progress or evaluated event; none of others. Numbers that are not there are left out, such as
+    those that events of older versions have not."""
     named = _NAMED.get(type)
     if named is None:
         return []
@@ -36,7 +39,7 @@ Numbers = Iterator[tuple[str, float | None]]
 
 
 def _progress(event: dict[str, Any]) -> Numbers:
-    phase = event["phase"]
+    phase = leg_name(event["phase"], event.get("seed"))
     for term, value in event["losses"].items():
         yield f"{phase}/loss/{term}", value
     for term, value in event["grad_norms"].items():
@@ -48,11 +51,12 @@ def _progress(event: dict[str, Any]) -> Numbers:
 
 
 def _evaluated(event: dict[str, Any]) -> Numbers:
-    subject = event["subject"]
-    yield f"{subject}/miou", event["miou"]
-    yield f"{subject}/pixel_accuracy", event["pixel_accuracy"]
-    for name, value in event["per_class_iou"].items():
-        yield f"{subject}/iou/{name}", value
+    subject = leg_name(event["subject"], event.get("seed"))
+    for name in ("miou", "pixel_accuracy", "class_accuracy", "boundary_iou"):
+        yield f"{subject}/{name}", event.get(name)
+    for kind, figures in (("iou", "iou"), ("accuracy", "accuracy"), ("boundary", "boundary_iou")):
+        for name, value in event.get(f"per_class_{figures}", {}).items():
+            yield f"{subject}/{kind}/{name}", value
 
 
 _NAMED = {"progress": _progress, "evaluated": _evaluated}

@@ -97,6 +97,35 @@ def test_a_student_without_teacher_has_no_gain() -> None:
     assert "Gain" not in text and "teacher" not in text and "0.5500" in text
 
 
+def test_several_seeds_are_shown_with_mean_and_spread() -> None:
+    text = table(scenes.result_of_seeds())
+    for figure in ("mIoU of 2 seeds", "0.5600 ± 0.0141", "0.5250 ± 0.0071", "+0.0350 ± 0.0072 mIoU", "mean of 2 seeds"):
+        assert figure in text
+    assert "seeds" not in table(scenes.result())
+
+
+def test_class_accuracy_and_boundary_iou_are_shown_where_they_are_known() -> None:
+    known = scenes.SCORE | {"miou": 0.55, "class_accuracy": 0.61, "boundary_iou": 0.33}
+    text = table(scenes.result(student=known))
+    assert "class accuracy" in text and "0.6100" in text and "boundary IoU" in text and "0.3300" in text
+    assert "boundary" not in table(scenes.result())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_further_seed_is_named_where_its_training_and_scores_are_shown(terminal: bool) -> None:
+    scored = dict(
+        type="evaluated", subject="student", step=9, total_step=18, miou=0.5, pixel_accuracy=0.9, at=scenes.AT
+    )
+    story = [
+        scenes.progress("student", 9, 9, 9),
+        scenes.progress("student", 9, 9, 18, seed=7),
+        scored | dict(seed=7, per_class_iou={}, images=1, seconds=0.1),
+    ]
+    text = seen(story, terminal=terminal)
+    assert text.count("student, seed 7") >= 2 and "0.5000" in text
+    assert ("export" in text[text.rindex("student, seed 7") :]) == terminal
+
+
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [

@@ -50,6 +50,12 @@ def test_a_good_job_passes_with_findings_and_estimates(camvid_folder, tmp_path):
     assert checked.as_dict()["digest"] == checked.spec.digest()
 
 
+def test_every_seed_counts_in_the_estimates(camvid_folder, tmp_path):
+    trained = {"baseline": True, "seeds": [0, 1, 2], "train": {"epochs": 3, "batch": 2}}
+    checked = check(job(camvid_folder, weights_file(tmp_path), **trained))
+    assert checked.estimates["steps"] == 3 * 2 * 3 * 3 and checked.estimates["views"] == 108
+
+
 def test_one_output_more_than_classes_is_taken_as_void_and_said(camvid_folder, tmp_path):
     findings = check(job(camvid_folder, weights_file(tmp_path, outputs=12))).findings
     assert any("taken as void" in finding.message for finding in findings)

@@ -109,7 +109,10 @@ def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
     assert done.returncode == 0, done.stderr
     score = json.loads(done.stdout)
     assert set(score) >= {"miou", "pixel_accuracy", "per_class_iou", "images"} and score["images"] == 3
-    assert len(score["per_class_iou"]) == 11
+    assert len(score["per_class_iou"]) == len(score["per_class_boundary_iou"]) == 11
+    done = run(*figures[:-1], "--window", "32x32", "--stride", "16x16", "--scales", "0.5,1", "--flip", "--no-boundary")
+    assert done.returncode == 0, done.stderr
+    assert "class accuracy" in done.stdout and "boundary" not in done.stdout and "3 images" in done.stdout
     for style, mode in (("overlay", "RGB"), ("colours", "RGB"), ("ids", "L")):
         out = tmp_path / f"{style}.png"
         photo = root / "val" / "val_000.png"
@@ -127,6 +130,12 @@ def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
         (("--dataset", "streets", "--weights", "none.safetensors"), 66, "There is no file none.safetensors"),
         (("--dataset", "street", "--model", "none.onnx"), 78, "Did you mean: streets"),
         (("--dataset", "streets", "--size", "big", "--model", "x.onnx"), 78, "Write HEIGHTxWIDTH"),
+        (
+            ("--dataset", "streets", "--scales", "1,two", "--model", "x.onnx"),
+            78,
+            "/scales/1: Input should be a valid number",
+        ),
+        (("--dataset", "streets", "--stride", "8x8", "--model", "x.onnx"), 78, "are for mode: sliding"),
     ],
 )
 def test_evaluate_answers_wrong_arguments_with_what_to_do(arguments, code, said):

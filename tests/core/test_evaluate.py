@@ -1,24 +1,23 @@
-"""The confusion matrix counts what it says, and agrees with torchmetrics."""
+"""The confusion matrix counts what it says, agrees with torchmetrics, and adds up over batches and processes."""
 
 from __future__ import annotations
+
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from dsd_core.evaluate import Confusion
+from tests.core import counting_rank
+from tests.core.counting_rank import as_numbers, counted, random_pair
 
 NAMES = ("a", "b", "c", "d")
-
-
-def random_pair(seed, classes=4):
-    generator = torch.Generator().manual_seed(seed)
-    predicted = torch.randint(0, classes, (2, 9, 7), generator=generator)
-    labels = torch.randint(0, classes + 1, (2, 9, 7), generator=generator)
-    return predicted, labels.where(labels < classes, 255)
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,6 +30,28 @@ def test_iou_equals_torchmetrics_with_ignored_pixels(seed):
     assert np.nan_to_num(ours.iou()) == pytest.approx(theirs.numpy(), abs=1e-6)
     macro = MulticlassJaccardIndex(4, average="macro", ignore_index=255)(predicted, labels)
     assert ours.score(NAMES).miou == pytest.approx(macro.item(), abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_accuracies_equal_torchmetrics_with_ignored_pixels(seed):
+    predicted, labels = random_pair(seed)
+    ours = Confusion(4)
+    ours.add(predicted, labels)
+    theirs = MulticlassAccuracy(4, average="none", ignore_index=255)(predicted, labels)
+    assert np.nan_to_num(ours.accuracy()) == pytest.approx(theirs.numpy(), abs=1e-6)
+    micro = MulticlassAccuracy(4, average="micro", ignore_index=255)(predicted, labels)
+    score = ours.score(NAMES)
+    assert score.pixel_accuracy == pytest.approx(micro.item(), abs=1e-6)
+    assert score.class_accuracy == pytest.approx(np.nanmean(ours.accuracy()))
+
+
+def test_a_class_that_is_predicted_but_never_labelled_has_an_iou_and_no_accuracy():
+    confusion = Confusion(2)
+    confusion.add(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 0]]]))
+    score = confusion.score(("a", "b"))
+    assert score.per_class_iou == {"a": 0.5, "b": 0.0}
+    assert score.per_class_accuracy == {"a": 0.5, "b": None} and score.class_accuracy == 0.5
 
 
 def test_a_class_absent_from_labels_and_predictions_is_none_and_not_in_the_mean():
@@ -56,7 +77,21 @@ def test_sums_over_batches_are_exact():
     assert (whole.counts == parts.counts).all() and whole.images == parts.images == 6
 
 
-def test_nothing_but_ignored_pixels_has_no_score():
-    confusion = Confusion(4)
-    confusion.add(torch.zeros(1, 2, 2, dtype=torch.long), torch.full((1, 2, 2), 255))
-    assert confusion.score(NAMES).miou is None and confusion.score(NAMES).pixel_accuracy is None
+def test_two_confusions_add_up():
+    assert as_numbers(counted([0, 1]) + counted([2])) == as_numbers(counted([0, 1, 2]))
+
+
+def test_alone_a_confusion_is_its_own_sum():
+    alone = counted([0])
+    assert alone.reduced() is alone
+
+
+def test_two_processes_with_unequal_shares_of_the_images_have_the_exact_counts_of_one(tmp_path):
+    command = [sys.executable, counting_rank.__file__]
+    shares = {"0": ["0", "1"], "1": ["2"]}
+    ranks = [
+        subprocess.Popen([*command, rank, "2", str(tmp_path / "meeting"), *seeds], stdout=subprocess.PIPE)
+        for rank, seeds in shares.items()
+    ]
+    answers = [json.loads(rank.communicate(timeout=200)[0].splitlines()[-1]) for rank in ranks]
+    assert answers[0] == answers[1] == as_numbers(counted([0, 1, 2]))

@@ -4,6 +4,8 @@ that works."""
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from dsd_core.models.frozen import Frozen
 from dsd_core.optim import backward, learning_rate
 from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
-from dsd_core.train import fit, train
+from dsd_core.train import fit, seed_results, train
 from tests.core.small import CLASSES, save_teacher, small_spec
 
 GOLDEN = [
@@ -168,6 +170,116 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(stop_at, finished, t
     assert interrupted >= len([step for step in stop_at if step != 6])
     expected = weights_of(uninterrupted)
     assert all(torch.equal(value, expected[key]) for key, value in student.network.state_dict().items())
+
+
+def newest_checkpoint(out):
+    return max((out / "checkpoints").iterdir())
+
+
+def position_of(out):
+    return json.loads((newest_checkpoint(out) / "state.json").read_text())
+
+
+def kd_spec(teacher, **changes):
+    """Two steps a leg with the cheapest loss that needs a teacher."""
+    return small_spec(teacher, losses="kd", train__batch=120, **changes)
+
+
+@pytest.fixture(scope="module")
+def two_seeds(teacher, tmp_path_factory):
+    """A job with a baseline and the seeds 3 and 1, two steps a leg, run through: its result, folder and events."""
+    out = tmp_path_factory.mktemp("two_seeds")
+    events = []
+    return fit(kd_spec(teacher, baseline=True, seeds=[3, 1]), out, events.append), out, events
+
+
+def test_each_seed_trains_baseline_then_student_and_counts_steps_over_all_of_them(two_seeds):
+    _, _, events = two_seeds
+    scored = [(event.subject, event.seed) for event in events if isinstance(event, Evaluated)]
+    assert scored == [("teacher", None), ("baseline", None), ("student", None), ("baseline", 1), ("student", 1)]
+    steps = [event for event in events if isinstance(event, Progress)]
+    assert [event.total_step for event in steps] == list(range(1, 9))
+    assert {event.total_steps for event in steps} == {8}
+    assert [event.seed for event in events if isinstance(event, Checkpoint)] == [None, None, 1, 1]
+    assert {event.seed for event in events if isinstance(event, Picture)} == {None, 1}
+
+
+def test_a_seed_of_several_trains_as_it_does_alone(two_seeds, teacher, tmp_path):
+    result, out, _ = two_seeds
+    alone = {}
+    for seed in (3, 1):
+        run, student = train(kd_spec(teacher, train__seed=seed), tmp_path / str(seed), lambda event: None)
+        alone[seed] = student.network.state_dict()
+        found = next(found for found in result.seeds if found.seed == seed)
+        assert found.student == run.scores["student"]
+    exported = weights_of(out)
+    assert all(torch.equal(value, exported[key]) for key, value in alone[3].items())
+    assert not all(torch.equal(value, exported[key]) for key, value in alone[1].items())
+
+
+def test_the_result_reports_every_seed_and_their_mean_and_spread(two_seeds):
+    result, out, _ = two_seeds
+    assert [found.seed for found in result.seeds] == [3, 1]
+    assert (result.student, result.baseline) == (result.seeds[0].student, result.seeds[0].baseline)
+    assert result.gain == result.seeds[0].gain
+    students, gains = [found.student.miou for found in result.seeds], [found.gain for found in result.seeds]
+    assert result.miou_mean == pytest.approx(np.mean(students))
+    assert result.miou_spread == pytest.approx(np.std(students, ddof=1)) and result.miou_spread > 0
+    assert result.gain_mean == pytest.approx(np.mean(gains))
+    assert result.gain_mean == pytest.approx(result.miou_mean - result.baseline_mean)
+    assert result.gain_spread == pytest.approx(np.std(gains, ddof=1))
+    card = (out / "student" / "README.md").read_text()
+    assert "seeds 3, 1" in card and "This model is of seed 3" in card
+
+
+def test_a_single_seed_has_a_mean_and_no_spread(finished):
+    result, out, _ = finished
+    assert [found.seed for found in result.seeds] == [0] and result.miou_mean == result.student.miou
+    assert (result.miou_spread, result.baseline_spread, result.gain_spread) == (None, None, None)
+    assert "seeds" not in (out / "student" / "README.md").read_text()
+
+
+def test_the_result_says_what_a_step_takes_without_scoring(two_seeds):
+    result, _, _ = two_seeds
+    scoring_s = sum(event.seconds for event in two_seeds[2] if isinstance(event, Evaluated))
+    for cost in (result.step_cost, result.baseline_step_cost):
+        assert cost.steps == 4 and cost.device == "cpu"
+        assert 0 < cost.cpu_seconds_per_step
+    spent = 4 * (result.step_cost.seconds_per_step + result.baseline_step_cost.seconds_per_step)
+    assert spent == pytest.approx(result.train_seconds)
+    began, ended = (datetime.fromisoformat(event.at) for event in (two_seeds[2][0], two_seeds[2][-1]))
+    assert spent + scoring_s <= (ended - began).total_seconds() + 0.1
+
+
+@pytest.mark.parametrize("stop_at", [[7], [1, 5, 7]])
+def test_a_run_of_several_seeds_that_is_interrupted_ends_with_the_very_same_bits(stop_at, two_seeds, teacher, tmp_path):
+    result, uninterrupted, _ = two_seeds
+    spec, behind, spent_s = kd_spec(teacher, baseline=True, seeds=[3, 1]), 0, 0.0
+    for limit in stop_at:
+        steps = iter(range(behind + 1, 9))
+        with pytest.raises(Interrupted):
+            train(spec, tmp_path, lambda event: None, stop=lambda steps=steps, limit=limit: next(steps) == limit)
+        assert position_of(tmp_path)["total_step"] == limit
+        before_s, spent_s = spent_s, sum(spent["seconds"] for spent in position_of(tmp_path)["spent"].values())
+        assert spent_s > before_s
+        if limit == 5:  # as if killed when the checkpoint between the seeds had just been written
+            shutil.rmtree(newest_checkpoint(tmp_path))
+        behind = position_of(tmp_path)["total_step"]
+    run, student = train(spec, tmp_path, lambda event: None)
+    exported = weights_of(uninterrupted)
+    assert all(torch.equal(value, exported[key]) for key, value in student.network.state_dict().items())
+    expected, found = [load_file(newest_checkpoint(out) / "tensors.safetensors") for out in (uninterrupted, tmp_path)]
+    assert set(found) == set(expected) and all(torch.equal(found[key], value) for key, value in expected.items())
+    assert seed_results(run) == result.seeds
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"), [([1, 2, 1], "1 stands more often"), (list(range(33)), "at most 32"), ([-1], "0")]
+)
+def test_seeds_that_make_no_sense_are_refused(seeds, said):
+    with pytest.raises(SpecError, match=said) as caught:
+        small_spec(None, seeds=seeds)
+    assert caught.value.field.startswith("/seeds")
 
 
 @pytest.mark.parametrize("left_out", ["student.", "optimizer.", "average."])

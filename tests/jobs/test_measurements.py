@@ -43,6 +43,38 @@ def test_scores_become_metrics_with_names_mlflow_takes_and_absent_classes_are_le
     assert {m.step for m in found} == {9}
 
 
+def test_a_further_seed_has_names_of_its_own_and_the_first_keeps_the_plain_ones() -> None:
+    event = Evaluated(subject="student", seed=1, step=3, total_step=9, images=2, seconds=0.1, **SCORE.model_dump())
+    names = {m.name for m in measurements("evaluated", json.loads(event.model_dump_json()))}
+    assert names == {"student/seed-1/miou", "student/seed-1/pixel_accuracy", "student/seed-1/iou/road _0_"}
+    again = json.loads(progress(4).model_dump_json()) | {"seed": 1}
+    assert {m.name.split("/loss")[0] for m in measurements("progress", again) if "loss" in m.name} == {"student/seed-1"}
+
+
+def test_accuracies_and_boundaries_of_classes_are_metrics_too() -> None:
+    figures = {
+        "class_accuracy": 0.6,
+        "per_class_accuracy": {"sky": 0.6},
+        "boundary_iou": 0.3,
+        "per_class_boundary_iou": {"sky": 0.3, "road (0)": None},
+    }
+    score = SCORE.model_dump() | figures
+    event = Evaluated(subject="student", step=3, total_step=9, images=2, seconds=0.1, **score)
+    found = {m.name: m.value for m in measurements("evaluated", json.loads(event.model_dump_json()))}
+    assert found["student/class_accuracy"] == found["student/accuracy/sky"] == 0.6
+    assert found["student/boundary_iou"] == found["student/boundary/sky"] == 0.3
+    assert len(found) == 7
+
+
+def test_events_of_older_versions_have_the_metrics_they_had() -> None:
+    old = {"subject": "student", "total_step": 9, "miou": 0.5, "pixel_accuracy": 0.75, "per_class_iou": {"sky": 0.4}}
+    assert {m.name for m in measurements("evaluated", old)} == {
+        "student/miou",
+        "student/pixel_accuracy",
+        "student/iou/sky",
+    }
+
+
 def test_events_without_numbers_have_no_metrics() -> None:
     assert measurements("status", {"from": None, "to": "queued"}) == []
 
