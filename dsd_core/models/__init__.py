@@ -10,13 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsd_core.models.networks import build, default_taps, head_taps, stride
+    from dsd_core.models.networks import aux_tap, build, default_taps, head_taps, stride
     from dsd_core.models.weights import load_weights
     from dsd_core.models.weights_header import outputs_in
 
-__all__ = ["build", "default_taps", "head_taps", "load_weights", "outputs_in", "stride"]
+__all__ = ["aux_tap", "build", "default_taps", "head_taps", "load_weights", "outputs_in", "stride"]
 
 _HOME = {
+    "aux_tap": "networks",
     "build": "networks",
     "default_taps": "networks",
     "head_taps": "networks",

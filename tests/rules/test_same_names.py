@@ -6,8 +6,18 @@ from typing import get_args
 
 from dsd_core import errors
 from dsd_core.data import DATASETS
-from dsd_core.models.names import OPTIONS
-from dsd_core.spec import DECODERS, LOSS_TAGS, NEEDS_TEACHER, OWN_NETWORKS, PRESETS, DatasetSpec, Loss, parse_spec
+from dsd_core.models.names import OPTIONS, STRIDES
+from dsd_core.spec import (
+    DECODERS,
+    LOSS_TAGS,
+    NEEDS_TEACHER,
+    OWN_NETWORKS,
+    PRESETS,
+    TORCHVISION_NETWORKS,
+    DatasetSpec,
+    Loss,
+    parse_spec,
+)
 from jobs.status import MOVES, OUTCOMES, TERMINAL, Reason
 
 
@@ -22,7 +32,7 @@ def test_the_loss_tags_are_those_of_the_losses() -> None:
 
 
 def test_every_network_has_its_options() -> None:
-    assert set(OPTIONS) == {*OWN_NETWORKS, *DECODERS}
+    assert set(OPTIONS) == set(STRIDES) == {*OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS}
 
 
 def test_every_preset_parses() -> None:
