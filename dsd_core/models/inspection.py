@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from dsd_core.errors import SpecError
 from dsd_core.models.cost import count_params, deployed_params, flops_of, padded
 from dsd_core.models.licences import FREE, allowed_here
 from dsd_core.models.names import BACKBONE_WEIGHTS
 from dsd_core.models.networks import as_spec, aux_tap, build_meta, default_taps, head_taps, stride
 from dsd_core.models.taps import Taps
 from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
+
+SIDES = (16, 8192)  # least and greatest
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Inspection:
 def inspect_network(network: NetworkSpec | str, classes: int, size: tuple[int, int], *, field: str = "") -> Inspection:
     """Inspect the network on one image of `size`, which grows to its stride. Raises SpecError."""
     spec = as_spec(network)
+    if min(size) < SIDES[0] or max(size) > SIDES[1]:
+        raise SpecError(
+            f"An image of {size[0]} x {size[1]} is none to inspect a network on.",
+            field="SIZE",
+            hint=f"Give {SIDES[0]} to {SIDES[1]} for height and width.",
+        )
     module = build_meta(spec, classes, field=field)
     size = padded(size, stride(spec))
     with Taps(module, [name for name, _ in module.named_modules() if name]) as taps:
@@ -90,7 +99,7 @@ def as_text(found: Inspection) -> str:
         f"{found.network}, {found.classes} classes, an image of {found.size[0]} x {found.size[1]}",
         "",
         f"parameters    {found.params / 1e6:.2f} M" + without.format(f"{found.params_deployed / 1e6:.2f} M"),
-        f"FLOPs         {found.flops / 1e9:.1f} G" + without.format(f"{found.flops_deployed / 1e9:.1f} G"),
+        f"FLOPs         {found.flops / 1e9:.4g} G" + without.format(f"{found.flops_deployed / 1e9:.4g} G"),
         f"image sides   {'of any length' if found.stride == 1 else f'are padded to multiples of {found.stride}'}",
         f"pretrained    {', '.join(map(_weights_text, found.weights)) or 'none'}",
         "",

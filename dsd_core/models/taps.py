@@ -23,6 +23,7 @@ class Taps:
     """Capture what the modules of `names` return in each forward pass inside `with`.
 
     Raises SpecError for a name that the network does not have. Wrappers of DDP and torch.compile are looked through.
+    What torch.compile made before `with` has no hooks in it, so a compiled network runs inside `with` first.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], *, field: str = "/student/taps") -> None:

@@ -113,6 +113,12 @@ def test_licences_are_told_and_restricted_weights_are_off_unless_allowed(
     assert inspect_network("enet", 5, (64, 64)).weights == ()
 
 
+@pytest.mark.parametrize("size", [(0, 512), (512, 100_000)])
+def test_a_size_that_no_image_has_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(SpecError, match="Give 16 to 8192"):
+        inspect_network("enet", 5, size)
+
+
 def test_the_text_for_people_has_the_counts_and_the_taps() -> None:
     text = as_text(inspect_network("pspnet_r18", 19, (512, 512)))
     assert "13.07 M (12.77 M without the auxiliary head)" in text
