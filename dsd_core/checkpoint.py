@@ -94,26 +94,26 @@ def storage_error(error: OSError, where: Path) -> StorageError:
     )
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors as `optimizer.INDEX.NAME`; its hyperparameters come from the spec and are not state."""
+def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's tensors as `PREFIX.INDEX.NAME`; its hyperparameters come from the spec and are not state."""
     state = optimizer.state_dict()["state"]
     return {
-        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        f"{prefix}.{index}.{name}": torch.as_tensor(value)
         for index, entry in state.items()
         for name, value in entry.items()
         if value is not None
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `flatten_optimizer` took, in each parameter's own memory layout."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, parameter in enumerate(parameters):
-        prefix = f"optimizer.{index}."
+        start = f"{prefix}.{index}."
         for key, value in tensors.items():
-            if key.startswith(prefix):
+            if key.startswith(start):
                 like = value.shape == parameter.shape
-                optimizer.state[parameter][key.removeprefix(prefix)] = (
+                optimizer.state[parameter][key.removeprefix(start)] = (
                     torch.empty_like(parameter).copy_(value) if like else value.clone()
                 )
 

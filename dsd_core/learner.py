@@ -13,13 +13,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dsd_core.checkpoint import flatten_optimizer, prefixed, restore_optimizer, stripped
 from dsd_core.data.loader import Batch
-from dsd_core.distill.task import DistillTask
+from dsd_core.distill.loss import Layers
+from dsd_core.distill.losses.double_similarity import PixelSimilarity
+from dsd_core.distill.task import DistillTask, Names
 from dsd_core.errors import SpecError
-from dsd_core.models import build, default_taps, head_taps, load_weights, stride
+from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
-from dsd_core.optim import Precision, backward, build_optimizer
-from dsd_core.spec import JobSpec, Loss, PixelSimilarity
+from dsd_core.optim import Precision, Weights, backward, build_optimizer
+from dsd_core.spec import JobSpec, Loss
+
+CRITIC_RATE = 4e-4  # as the released code of structured knowledge distillation
 
 
 @dataclass
@@ -27,7 +31,9 @@ class Learner:
     """A student on its way: its task, optimiser, moving average, loss scaler, and the best weights so far."""
 
     task: DistillTask
+    weights: Weights
     optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None
     average: AveragedModel | None
     precision: Precision
     clip_norm: float
@@ -45,22 +51,35 @@ class Learner:
         assert isinstance(shown, Segmenter)
         return shown
 
-    def step(self, batch: Batch, rate: float, *, measure: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """One optimiser step at learning rate `rate`. Returns the unweighted terms, and the gradient norms (`total`
-        always)."""
+    def step(
+        self, batch: Batch, rate: float, progress: float, *, measure: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One optimiser step at learning rate `rate`; `progress` in (0, 1] is the share of the phase behind it.
+
+        Returns the unweighted terms with `loss`, their weighted sum, and the gradient norms (`total` always).
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision.autocast():
-            terms = self.task(batch)
-        norms = backward(self.task, terms, self.precision, measure=measure)
+            terms, criticism = self.task(batch)
+        self.weights.progress = progress
+        norms = backward(self.task, terms, self.weights, self.precision, measure=measure)
         self.precision.scaler.unscale_(self.optimizer)
-        norms["total"] = nn.utils.clip_grad_norm_(self.student.parameters(), self.clip_norm)
+        norms["total"] = nn.utils.clip_grad_norm_(self.task.learned(), self.clip_norm)
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.student)
+        if self.critic_optimizer is not None:
+            self._train_critics(criticism)
         return {name: value.detach() for name, value in terms.items()}, norms
+
+    def _train_critics(self, criticism: dict[str, Tensor]) -> None:
+        assert self.critic_optimizer is not None
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(criticism.values())).sum().backward()
+        self.critic_optimizer.step()
 
     def keep_if_best(self, miou: float | None) -> None:
         if miou is not None and miou > self.best_miou:
@@ -69,7 +88,10 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds of it, random generators included."""
-        tensors = prefixed("student", self.student) | flatten_optimizer(self.optimizer)
+        tensors = prefixed("student", self.student) | flatten_optimizer("optimizer", self.optimizer)
+        tensors |= prefixed("projections", self.task.projections) | prefixed("critics", self.task.critics)
+        if self.critic_optimizer is not None:
+            tensors |= flatten_optimizer("critic_optimizer", self.critic_optimizer)
         if self.average is not None:
             tensors |= prefixed("average", self.average)
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
@@ -79,17 +101,26 @@ class Learner:
         return tensors
 
     def state(self) -> dict[str, Any]:
-        return {"best_miou": self.best_miou, "scaler": self.precision.scaler.state_dict()}
+        return {
+            "best_miou": self.best_miou,
+            "scaler": self.precision.scaler.state_dict(),
+            "found_weights": self.weights.found,
+        }
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Become what `tensors` and `state` were taken from."""
         self.student.load_state_dict(stripped("student", tensors))
-        restore_optimizer(self.optimizer, tensors)
+        self.task.projections.load_state_dict(stripped("projections", tensors))
+        self.task.critics.load_state_dict(stripped("critics", tensors))
+        restore_optimizer("optimizer", self.optimizer, tensors)
+        if self.critic_optimizer is not None:
+            restore_optimizer("critic_optimizer", self.critic_optimizer, tensors)
         if self.average is not None:
             self.average.load_state_dict(stripped("average", tensors))
         device = next(self.student.parameters()).device
         self.best = {key: value.to(device) for key, value in stripped("best", tensors).items()}
         self.best_miou = state["best_miou"]
+        self.weights.found = dict(state["found_weights"])
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(tensors["random.cpu"])
@@ -112,20 +143,28 @@ def build_learner(
     student = build_student(spec, classes).to(device).to(memory_format=memory_format(spec))
     # The copy is made before the task hooks the student, or it would carry the hooks too.
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
-    kinds = sorted({loss.layers for loss in losses if isinstance(loss, PixelSimilarity)})
-    layers = {kind: choose_layers(spec, student, teacher, kind) for kind in kinds if teacher is not None}
+    student_layers, teacher_layers = choose_layers(spec, losses, student, teacher)
     task = DistillTask(
         student,
         teacher,
         losses,
-        student_layers={kind: pair[0] for kind, pair in layers.items()},
-        teacher_layers={kind: pair[1] for kind, pair in layers.items()},
+        student_layers=student_layers,
+        teacher_layers=teacher_layers,
         class_weights=None if class_weights is None else class_weights.to(device),
-    )
+    ).to(device)
     precision = Precision(device, training)
     torch.manual_seed(training.seed)
     clip_norm = math.inf if training.clip_norm is None else training.clip_norm
-    return Learner(task, build_optimizer(training, student), average, precision, clip_norm)
+    critics = list(task.critics.parameters())
+    return Learner(
+        task,
+        Weights(losses),
+        build_optimizer(training, task.learned()),
+        torch.optim.Adam(critics, CRITIC_RATE, betas=(0.5, 0.9)) if critics else None,
+        average,
+        precision,
+        clip_norm,
+    )
 
 
 def build_student(spec: JobSpec, classes: int) -> Segmenter:
@@ -138,25 +177,44 @@ def build_student(spec: JobSpec, classes: int) -> Segmenter:
 
 
 def choose_layers(
-    spec: JobSpec, student: Segmenter, teacher: Frozen, kind: str
+    spec: JobSpec, losses: tuple[Loss, ...], student: Segmenter, teacher: Frozen | None
+) -> tuple[Names, Names]:
+    """Module names of student and teacher for each kind of layers that the losses ask for. Raises SpecError."""
+    of_student = {kind for loss in losses for kind in loss.student_layers()}
+    student_layers: Names = {}
+    teacher_layers: Names = {}
+    auxiliary = aux_tap(student.network)
+    if "auxiliary" in of_student and auxiliary is not None:
+        student_layers["auxiliary"] = (auxiliary,)
+    for kind in sorted(of_student - {"auxiliary"}):
+        assert teacher is not None and spec.teacher is not None
+        student_layers[kind], teacher_layers[kind] = _pair_of_layers(kind, spec, student.network, teacher.network)
+    return student_layers, teacher_layers
+
+
+_PART_OF_HEAD = {"feature": slice(-2, -1), "logits": slice(-1, None)}
+
+
+def _pair_of_layers(
+    kind: Layers, spec: JobSpec, student: nn.Module, teacher: nn.Module
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Module names of both networks to compare, as many in each: the spec's taps, else defaults counted from the deep
-    end."""
-    assert spec.teacher is not None
-    offered = head_taps if kind == "head" else default_taps
-    chosen = [
-        given if kind == "taps" and given else offered(network)
-        for given, network in ((spec.student.taps, student.network), (spec.teacher.taps, teacher.network))
-    ]
-    both_given = kind == "taps" and spec.student.taps and spec.teacher.taps
-    if both_given and len(chosen[0]) != len(chosen[1]):
-        raise SpecError(
-            f"The student has {len(chosen[0])} taps and the teacher {len(chosen[1])}.",
-            field="/student/taps",
-            hint="Name as many modules in each, shallow to deep; the first is compared with the first.",
-        )
+    """As many names in each network: the spec's taps, else defaults, counted from the deep end."""
+    if kind in _PART_OF_HEAD:
+        part = _PART_OF_HEAD[kind]
+        return head_taps(student)[part], head_taps(teacher)[part]
+    if kind == "head":
+        chosen = head_taps(student), head_taps(teacher)
+    else:
+        assert spec.teacher is not None
+        chosen = spec.student.taps or default_taps(student), spec.teacher.taps or default_taps(teacher)
+        if spec.student.taps and spec.teacher.taps and len(chosen[0]) != len(chosen[1]):
+            raise SpecError(
+                f"The student has {len(chosen[0])} taps and the teacher {len(chosen[1])}.",
+                field="/student/taps",
+                hint="Name as many modules in each, shallow to deep; the first is compared with the first.",
+            )
     count = min(map(len, chosen))
-    if count < 2:
+    if count < 2 and any(isinstance(loss, PixelSimilarity) for loss in spec.losses):
         raise SpecError(
             f"PSD compares at least two layers; student {chosen[0]}, teacher {chosen[1]}.",
             field="/student/taps",

@@ -13,9 +13,8 @@ from dsd_core.errors import DivergedError
 from dsd_core.spec import Loss, Training
 
 
-def build_optimizer(training: Training, module: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """SGD or AdamW; weight decay only on weights of two or more dimensions, so not on biases and norms."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -56,35 +55,89 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 
 
-def backward(task: DistillTask, terms: dict[str, Tensor], precision: Precision, *, measure: bool) -> dict[str, Tensor]:
-    """Accumulate the gradient of `terms["loss"]`; with `measure` also return the norm of each weighted term's own
-    gradient.
+def backward(
+    task: DistillTask, terms: dict[str, Tensor], weights: Weights, precision: Precision, *, measure: bool
+) -> dict[str, Tensor]:
+    """Accumulate the gradient of the weighted sum, and put it into `terms` as `loss`; with `measure` also return the
+    norm of each weighted term's own gradient at the student's parameters.
 
-    Measuring takes one backward pass a term instead of one in all.
+    Measuring takes one backward pass a term instead of one in all, and brings weights that are `auto` up to date.
     """
-    if not measure or len(task.losses) == 1:
-        precision.scaler.scale(terms["loss"]).backward()
-        return {}
-    parameters = [p for p in task.student.parameters() if p.requires_grad]
-    scale = precision.scaler.get_scale() if precision.scaler.is_enabled() else 1.0
+    gradients: dict[str, list[Tensor | None]] = {}
     norms: dict[str, Tensor] = {}
-    for loss in task.losses:
-        term = precision.scaler.scale(loss.weight * terms[loss.loss])
-        if not term.requires_grad:
-            continue
-        last = loss is task.losses[-1]
-        gradients = torch.autograd.grad(term, parameters, retain_graph=not last, allow_unused=True)
-        norms[loss.loss] = nn.utils.get_total_norm([g for g in gradients if g is not None]) / scale
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+    if measure and len(task.losses) > 1:
+        gradients = _gradients(task, terms, precision)
+        students = len(list(task.student.parameters()))
+        norms = {term: _norm(found[:students], precision) for term, found in gradients.items()}
+        weights.balance(norms)
+    now = weights.now()
+    terms["loss"] = torch.stack([now[term] * terms[term] for term in now]).sum()
+    if not gradients:
+        precision.scaler.scale(terms["loss"]).backward()
+    for term, found in gradients.items():
+        for parameter, gradient in zip(task.learned(), found, strict=True):
             if gradient is not None:
+                gradient = now[term] * gradient
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return norms
+    return {term: now[term] * norm for term, norm in norms.items()}
+
+
+def _gradients(task: DistillTask, terms: dict[str, Tensor], precision: Precision) -> dict[str, list[Tensor | None]]:
+    """The gradient of each unweighted term at all that is learned; a term without any is left out."""
+    scaled = {loss.term: precision.scaler.scale(terms[loss.term]) for loss in task.losses}
+    grown = {term: value for term, value in scaled.items() if value.requires_grad}
+    last = list(grown)[-1] if grown else None
+    return {
+        term: list(torch.autograd.grad(value, task.learned(), retain_graph=term != last, allow_unused=True))
+        for term, value in grown.items()
+    }
+
+
+def _norm(gradients: list[Tensor | None], precision: Precision) -> Tensor:
+    scale = precision.scaler.get_scale() if precision.scaler.is_enabled() else 1.0
+    return nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None]) / scale
+
+
+class Weights:
+    """What each term's weight is at a step: the spec's, or found from gradients where it says `auto`, times its ramp.
+
+    A weight that is `auto` is 0 until gradients were first measured, which training does at its first step.
+    """
+
+    MEMORY = 0.9
+    """Share that the average of a found weight keeps at each measurement."""
+
+    def __init__(self, losses: tuple[Loss, ...]) -> None:
+        self.losses = losses
+        self.found: dict[str, float] = {}
+        self.progress = 1.0
+
+    def now(self) -> dict[str, float]:
+        return {loss.term: self._base(loss) * loss.ramp(self.progress) for loss in self.losses}
+
+    def balance(self, norms: dict[str, Tensor]) -> None:
+        """Bring found weights up to date with the norms of the unweighted terms' gradients; this waits for the
+        device."""
+        automatic = [loss.term for loss in self.losses if loss.weight == "auto" and loss.term in norms]
+        if not automatic:
+            return
+        first = next(loss for loss in self.losses if loss.weight != "auto")
+        goal = self._base(first) * float(norms[first.term]) if first.term in norms else 0.0
+        for term in automatic:
+            norm = float(norms[term])
+            if not (0 < norm < math.inf and 0 < goal < math.inf):
+                continue
+            wanted = min(goal / norm, 1e6)
+            self.found[term] = self.MEMORY * self.found.get(term, wanted) + (1 - self.MEMORY) * wanted
+
+    def _base(self, loss: Loss) -> float:
+        return self.found.get(loss.term, 0.0) if loss.weight == "auto" else loss.weight
 
 
 def refuse_non_finite(losses: tuple[Loss, ...], bad: Tensor, phase: str, step: int) -> None:
     """Raise DivergedError that names the terms marked in `bad` (bool, one a loss); this waits for the device."""
     if bad.any():
-        names = ", ".join(loss.loss for loss, is_bad in zip(losses, bad.tolist(), strict=True) if is_bad)
+        names = ", ".join(loss.term for loss, is_bad in zip(losses, bad.tolist(), strict=True) if is_bad)
         raise DivergedError(
             f"The loss {names} became NaN or infinite in phase {phase}, at or shortly before step {step}.",
             field="/train/learning_rate",

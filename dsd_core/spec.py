@@ -13,13 +13,11 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
@@ -27,20 +25,10 @@ from pydantic import (
     model_validator,
 )
 
+from dsd_core.distill.loss import LossSpec
+from dsd_core.distill.losses import LOSSES
 from dsd_core.errors import SpecError, unknown
-
-Size = tuple[Annotated[int, Field(ge=16, le=8192)], Annotated[int, Field(ge=16, le=8192)]]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weight = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
-Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$")]
-Text = Annotated[str, Field(min_length=1, max_length=1000)]
-
-
-class Part(BaseModel):
-    """Frozen, closed, and documented by its field descriptions, which `GET /catalog` and the API docs show."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
+from dsd_core.parts import Fraction, Part, Size, Slug, Text
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +93,7 @@ class NetworkSpec(Part):
     encoder_weights: str | None = None
     """Pretrained weights of the encoder by their name in the zoo (`imagenet`, the only one for torchvision's networks);
     they are downloaded. None starts from random."""
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default={})
     """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
 
     @model_validator(mode="after")
@@ -180,53 +168,11 @@ class Teacher(Part):
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
-
-class CrossEntropy(Part):
-    """Cross-entropy with the labels; ignored pixels do not count, the mean is over those that do."""
-
-    loss: Literal["ce"] = "ce"
-    weight: Weight = 1.0
-    label_smoothing: Fraction = 0.0
-    class_weights: Literal["none", "log"] = "none"
-    """`log`: each class weighs 1 / ln(1.02 + its share of the training pixels) (ENet, Paszke et al. 2016)."""
-
-
-class LogitDistillation(Part):
-    """Pixel-wise KL divergence of softened class probabilities, times temperature squared, mean over pixels."""
-
-    loss: Literal["kd"] = "kd"
-    weight: Weight = 1.0
-    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-
-class PixelSimilarity(Part):
-    """PSD: squared distance of residual attention maps of adjacent layers."""
-
-    loss: Literal["psd"] = "psd"
-    weight: Weight = 1.0
-    pairs: Literal["adjacent", "all"] = "adjacent"
-    reduction: Literal["sum", "mean"] = "sum"
-    stride: Annotated[int, Field(ge=1, le=64)] = 8
-    """All maps are compared on the grid of the crop divided by this."""
-    layers: Literal["taps", "head"] = "taps"
-    """`taps`: the networks' taps. `head`: auxiliary logits (where both networks have them), head feature and logits."""
-
-
-class CategorySimilarity(Part):
-    """CSD: mean squared difference of class correlation matrices."""
-
-    loss: Literal["csd"] = "csd"
-    weight: Weight = 1.0
-    tau: Annotated[float, Field(gt=0, le=100)] = 1.0
-    softmax: Literal["category", "spatial"] = "category"
-    normalize: bool = True
-    pool: Annotated[int, Field(ge=2, le=64)] | None = None
-    present_only: bool = False
-    """Leave out classes absent from both the teacher's prediction and the labels of the crop."""
-
-
-Loss = Annotated[CrossEntropy | LogitDistillation | PixelSimilarity | CategorySimilarity, Field(discriminator="loss")]
-NEEDS_TEACHER = ("kd", "psd", "csd")
+if TYPE_CHECKING:
+    Loss = LossSpec
+else:
+    Loss = Annotated[Union[tuple(LOSSES.values())], Field(discriminator="loss")]  # noqa: UP007 - the members are found
+SYNONYMS = {"pixel_similarity": "psd", "category_similarity": "csd"}
 
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "plain": [{"loss": "ce"}],
@@ -237,17 +183,31 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
     "cirkd_dsd": [
         {"loss": "ce"},
         {"loss": "psd", "weight": 1000.0, "pairs": "all", "reduction": "mean", "layers": "head"},
-        {"loss": "csd", "weight": 10.0, "tau": 4.0, "softmax": "spatial", "normalize": False, "pool": 2},
+        {
+            "loss": "csd",
+            "weight": 10.0,
+            "tau": 4.0,
+            "softmax": "spatial",
+            "normalize": False,
+            "pool": 2,
+            "logits_at": "head",
+        },
     ],
 }
 
 
 def _expand_preset(value: Any) -> Any:
     if not isinstance(value, str):
-        return value
+        return [_by_its_name(loss) for loss in value] if isinstance(value, list | tuple) else value
     if value not in PRESETS:
         raise ValueError(str(unknown("loss preset", value, PRESETS)))
     return PRESETS[value]
+
+
+def _by_its_name(loss: Any) -> Any:
+    if isinstance(loss, dict) and loss.get("loss") in SYNONYMS:
+        return {**loss, "loss": SYNONYMS[loss["loss"]]}
+    return loss
 
 
 Losses = Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset, json_schema_input_type=tuple[Loss, ...] | str)]
@@ -362,7 +322,7 @@ class JobSpec(Part):
     evaluate: Evaluation = Evaluation()
     baseline: bool = False
     """Train the same student without a teacher first, same seed and schedule, and report the gain."""
-    labels: dict[Slug, Annotated[str, Field(max_length=200)]] = {}
+    labels: dict[Slug, Annotated[str, Field(max_length=200)]] = Field(default={})
     """Free key: value pairs to find the job by."""
     max_runtime_s: Annotated[float, Field(gt=0)] | None = None
     """The job is ended as failed after this time of running."""
@@ -377,23 +337,25 @@ class JobSpec(Part):
     @field_validator("losses")
     @classmethod
     def _losses_make_sense(cls, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
-        names = [loss.loss for loss in losses]
+        names = [loss.term for loss in losses]
         if not names:
             raise ValueError(f"give at least one loss, or a preset: {', '.join(PRESETS)}.")
-        if len(set(names)) != len(names):
-            raise ValueError(f"each loss may stand once; got {', '.join(names)}.")
+        if len(set(names)) != len(names) or "loss" in names or "total" in names:
+            raise ValueError(f"each term needs a name of its own, got {', '.join(names)}; give one a `name`.")
+        if all(loss.weight == "auto" for loss in losses):
+            raise ValueError("`weight: auto` follows the first term whose weight is a number; give one a number.")
         return losses
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
-        teaching = [loss.loss for loss in self.losses if loss.loss in NEEDS_TEACHER]
+        teaching = [loss.term for loss in self.losses if loss.uses_teacher]
         if self.kind == "distill" and self.teacher is None:
             raise ValueError("kind 'distill' needs a `teacher`; to train without one, say kind: train.")
         if self.kind == "train" and self.teacher is not None:
             raise ValueError("kind 'train' takes no `teacher`; say kind: distill.")
         if self.kind == "train" and teaching:
             raise ValueError(f"kind 'train' has no teacher for the losses {', '.join(teaching)}.")
-        if self.baseline and not any(loss.loss not in NEEDS_TEACHER for loss in self.losses):
+        if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")
         return self
 
@@ -417,7 +379,7 @@ def field_problems(error: ValidationError) -> list[dict[str, str]]:
     """Each wrong field of a pydantic error: its JSON pointer and what to do about it."""
     problems = []
     for item in error.errors(include_url=False):
-        parts = [p for p in item["loc"] if p not in ("body", *LOSS_TAGS)]
+        parts = [p for p in item["loc"] if p not in ("body", *LOSSES)]
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"there is no such field. {_near_fields(parts)}".strip()
@@ -425,11 +387,11 @@ def field_problems(error: ValidationError) -> list[dict[str, str]]:
     return problems
 
 
-LOSS_TAGS = ("ce", "kd", "psd", "csd")
-
-
 def _near_fields(parts: list[Any]) -> str:
-    parts_of_a_spec = (JobSpec, DatasetSpec, Student, Teacher, NetworkSpec, Preprocess, Training, Augment, Evaluation)
+    parts_of_a_spec: tuple[type[Part], ...] = (
+        *(JobSpec, DatasetSpec, Student, Teacher, NetworkSpec, Preprocess, Training, Augment, Evaluation),
+        *LOSSES.values(),
+    )
     known = {name for part in parts_of_a_spec for name in part.model_fields}
     near = difflib.get_close_matches(str(parts[-1]), known, n=3, cutoff=0.6) if parts else []
     return f"Did you mean {', '.join(near)}?" if near else ""

@@ -21,7 +21,7 @@ from dsd_core import checkpoint
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
-from dsd_core.distill.task import log_class_weights
+from dsd_core.distill.losses import log_class_weights
 from dsd_core.errors import Interrupted, SpecError, WeakTeacherError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import (
@@ -44,7 +44,7 @@ from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.optim import learning_rate, refuse_non_finite
 from dsd_core.pictures import draw_comparison
-from dsd_core.spec import NEEDS_TEACHER, CrossEntropy, JobSpec, Loss, NetworkSpec
+from dsd_core.spec import JobSpec, Loss, NetworkSpec
 from dsd_core.teacher import load_teacher
 
 
@@ -85,7 +85,7 @@ class Run:
 
     def losses(self, phase: Phase) -> tuple[Loss, ...]:
         """The spec's losses; in the baseline only those that need no teacher."""
-        return tuple(loss for loss in self.spec.losses if phase == "student" or loss.loss not in NEEDS_TEACHER)
+        return tuple(loss for loss in self.spec.losses if phase == "student" or not loss.uses_teacher)
 
 
 def fit(
@@ -157,7 +157,7 @@ def prepare(
     shares = scan(train_set).class_shares
     scan(val_set)
     weights = None
-    if any(isinstance(loss, CrossEntropy) and loss.class_weights == "log" for loss in spec.losses):
+    if any(getattr(loss, "class_weights", "none") == "log" for loss in spec.losses):
         weights = log_class_weights(torch.tensor(shares, dtype=torch.float32))
     run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
     if spec.teacher is not None:
@@ -215,8 +215,8 @@ def train_phase(run: Run, phase: Phase, tensors: dict[str, Tensor], state: dict[
     for step, batch in enumerate(train_batches(run.train_set, training, first, steps), start=first + 1):
         logging = step % training.log_every == 0 or step in (1, steps)
         rate = learning_rate(training, step, steps)
-        terms, norms = learner.step(batch.to(run.device), rate, measure=logging)
-        bad |= torch.stack([~terms[loss.loss].isfinite() for loss in learner.task.losses])
+        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=logging)
+        bad |= torch.stack([~terms[loss.term].isfinite() for loss in learner.task.losses])
         meter.count(len(batch.images_N3HW))
 
         stopping = run.stop()

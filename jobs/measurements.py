@@ -66,7 +66,9 @@ def _flat(value: Any, name: str) -> Iterator[tuple[str, str]]:
             yield from _flat(part, prefix + key)
     elif isinstance(value, list) and value and all(isinstance(part, dict) and "loss" in part for part in value):
         for part in value:
-            yield from _flat({key: v for key, v in part.items() if key != "loss"}, prefix + part["loss"])
+            yield from _flat(
+                {key: v for key, v in part.items() if key != "loss"}, prefix + (part.get("name") or part["loss"])
+            )
     else:
         yield name, value if isinstance(value, str) else json.dumps(value)
 

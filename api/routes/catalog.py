@@ -5,23 +5,22 @@ from __future__ import annotations
 import difflib
 import inspect
 from functools import cache
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from api.schemas import Catalog, Encoders, Network
 from dsd_core.data import DATASETS
+from dsd_core.distill.losses import LOSSES
 from dsd_core.models.names import OPTIONS, STRIDES, encoders
 from dsd_core.spec import (
     DECODERS,
-    NEEDS_TEACHER,
     OWN_NETWORKS,
     PRESETS,
     TORCHVISION_NETWORKS,
     DatasetSpec,
     JobSpec,
-    Loss,
 )
 
 router = APIRouter(tags=["catalog"])
@@ -68,16 +67,14 @@ def _encoders(search: str) -> Encoders:
 
 
 def _losses() -> list[dict[str, Any]]:
-    parts: tuple[type[BaseModel], ...] = get_args(get_args(Loss)[0])
     return [
         {
             "name": name,
             "description": inspect.getdoc(part),
-            "needs_teacher": name in NEEDS_TEACHER,
+            "needs_teacher": part.needs_teacher,
             "schema": _schema(part),
         }
-        for part in parts
-        for name in [part.model_fields["loss"].default]
+        for name, part in LOSSES.items()
     ]
 
 

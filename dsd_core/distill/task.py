@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsd_core.data.loader import Batch
-from dsd_core.distill import losses as L
+from dsd_core.distill.loss import Channels, Layers, LossSpec, Outlook, Seen
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
-from dsd_core.spec import CategorySimilarity, CrossEntropy, LogitDistillation, Loss, PixelSimilarity
 
 IGNORE = 255
+Names = dict[Layers, tuple[str, ...]]
+"""Module names of each kind of layers, shallow to deep."""
 
 
 class DistillTask(nn.Module):
-    """Computes every loss of the list for a batch. Only the student has parameters that learn.
+    """Computes every loss of the list for a batch.
 
-    `student_layers` and `teacher_layers` map `taps` and `head` to module names, shallow to deep; hooks exist only for
-    the kinds the losses use. `class_weights` (K) weigh the cross-entropy.
+    The student learns, and with it what losses learn beside it (`projections`); `critics` learn against it. Hooks exist
+    only for the kinds of layers in `student_layers` and `teacher_layers`. `class_weights` (K) weigh the labels.
     """
 
     def __init__(
         self,
         student: Segmenter,
         teacher: Frozen | None,
-        losses: tuple[Loss, ...],
+        losses: tuple[LossSpec, ...],
         *,
-        student_layers: dict[str, tuple[str, ...]],
-        teacher_layers: dict[str, tuple[str, ...]],
+        student_layers: Names,
+        teacher_layers: Names,
         class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -41,97 +42,99 @@ class DistillTask(nn.Module):
         self.losses = losses
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
+        channels = Channels(
+            _channels(student, student.network, student_layers),
+            {} if teacher is None else _channels(teacher, teacher.network, teacher_layers),
+            student.classes,
+        )
+        self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
+        self.critics = _modules({_key(loss): loss.critic(channels) for loss in losses})
         self._hooks = ExitStack()
-        self._taps: dict[str, tuple[Taps, Taps]] = {}
-        for kind in sorted({loss.layers for loss in losses if isinstance(loss, PixelSimilarity)}):
-            assert teacher is not None
-            self._taps[kind] = (
-                self._hooks.enter_context(Taps(student.network, student_layers[kind])),
-                self._hooks.enter_context(Taps(teacher.network, teacher_layers[kind], field="/teacher/taps")),
-            )
+        self._student_taps = self._tapped(student.network, student_layers, "/student/taps")
+        self._teacher_taps = {} if teacher is None else self._tapped(teacher.network, teacher_layers, "/teacher/taps")
 
     def close(self) -> None:
         """Remove the hooks."""
         self._hooks.close()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Each unweighted term by name, and `loss`, their weighted sum; all scalars in float32."""
-        logits_S = self.student(batch.images_N3HW)
-        logits_T = None
-        if self.teacher is not None:
-            with torch.no_grad():
-                logits_T = self.teacher(batch.images_N3HW)
-        maps = {kind: (S.features(), T.features()) for kind, (S, T) in self._taps.items()}
-        with torch.autocast(logits_S.device.type, enabled=False):
-            terms: dict[str, Tensor] = {
-                loss.loss: self._term(loss, logits_S, logits_T, batch, maps) for loss in self.losses
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Each unweighted term by name, and what each critic minimises; all scalars, in float32."""
+        student = self.student(batch.images_N3HW)
+        seen = Seen(
+            batch.images_N3HW,
+            batch.labels_NHW,
+            batch.labels_NHW != IGNORE,
+            Outlook(student, _features(self._student_taps, self.student, student)),
+            self._teach(batch),
+            self.class_weights,
+        )
+        with torch.autocast(student.device.type, enabled=False):
+            terms = {loss.term: loss.compute(self._for(loss, seen)) for loss in self.losses}
+            criticism = {
+                loss.term: loss.compute_critic(self._for(loss, seen))
+                for loss in self.losses
+                if _key(loss) in self.critics
             }
-            terms["loss"] = torch.stack([loss.weight * terms[loss.loss] for loss in self.losses]).sum()
-        return terms
+        return terms, criticism
 
-    def _term(
-        self,
-        loss: Loss,
-        logits_S: Tensor,
-        logits_T: Tensor | None,
-        batch: Batch,
-        maps: dict[str, tuple[list[Tensor], list[Tensor]]],
-    ) -> Tensor:
-        labels = batch.labels_NHW
-        if isinstance(loss, CrossEntropy):
-            return cross_entropy(logits_S, labels, self.class_weights, loss.label_smoothing)
-        assert logits_T is not None
-        match loss:
-            case LogitDistillation():
-                return L.kd(logits_S, logits_T, temperature=loss.temperature, valid=labels != IGNORE)
-            case PixelSimilarity():
-                grid = (max(labels.shape[-2] // loss.stride, 1), max(labels.shape[-1] // loss.stride, 1))
-                student_maps, teacher_maps = maps[loss.layers]
-                return L.pixel_similarity(
-                    student_maps, teacher_maps, pairs=loss.pairs, reduction=loss.reduction, grid=grid
-                )
-            case CategorySimilarity():
-                present = present_classes(logits_T, labels) if loss.present_only else None
-                return L.category_similarity(
-                    logits_S,
-                    logits_T,
-                    tau=loss.tau,
-                    softmax=loss.softmax,
-                    normalize=loss.normalize,
-                    pool=loss.pool,
-                    present=present,
-                )
+    def learned(self) -> list[nn.Parameter]:
+        """Parameters that the losses are minimised over: the student's first, then those beside it."""
+        return [p for part in (self.student, self.projections) for p in part.parameters() if p.requires_grad]
+
+    def _teach(self, batch: Batch) -> Outlook | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            logits = self.teacher(batch.images_N3HW)
+        return Outlook(logits, _features(self._teacher_taps, self.teacher.module, logits))
+
+    def _tapped(self, network: nn.Module, layers: Names, field: str) -> dict[str, Taps]:
+        return {
+            kind: self._hooks.enter_context(Taps(network, names, field=field)) for kind, names in sorted(layers.items())
+        }
+
+    def _for(self, loss: LossSpec, seen: Seen) -> Seen:
+        """What the loss sees: the batch, with the modules that are its own."""
+        own = self.projections if _key(loss) in self.projections else self.critics
+        return replace(seen, module=own[_key(loss)]) if _key(loss) in own else seen
 
 
-def cross_entropy(
-    logits_NKHW: Tensor, labels_NHW: Tensor, class_weights: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Mean over the pixels that are not ignored, weighted by class; zero where all are ignored."""
-    per_pixel = F.cross_entropy(
-        logits_NKHW.float(),
-        labels_NHW,
-        class_weights,
-        ignore_index=IGNORE,
-        reduction="none",
-        label_smoothing=label_smoothing,
+def _key(loss: LossSpec) -> str:
+    """Name of the loss's module; a ModuleDict takes no name that is one of its own methods, such as `pop`."""
+    return f"of_{loss.term}"
+
+
+def _features(taps: dict[str, Taps], segmenter: nn.Module, logits_NKHW: Tensor) -> dict[str, list[Tensor]]:
+    """The captured features, without the rows and columns that saw only padding beyond the image."""
+    assert isinstance(segmenter, Segmenter)
+    size = logits_NKHW.shape[-2:]
+    padded = segmenter.padded(*size)
+    return {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
+
+
+def _inside(feature_NCHW: Tensor, size: tuple[int, ...], padded: tuple[int, int]) -> Tensor:
+    if tuple(size) == padded:
+        return feature_NCHW
+    rows, columns = (
+        max(1, round(side * image / whole))
+        for side, image, whole in zip(feature_NCHW.shape[-2:], size, padded, strict=True)
     )
-    valid = labels_NHW != IGNORE
-    if class_weights is None:
-        return per_pixel.sum() / valid.sum().clamp_min(1)
-    weight = class_weights[labels_NHW.where(valid, 0)] * valid
-    return per_pixel.sum() / weight.sum().clamp_min(1e-6)
+    return feature_NCHW[..., :rows, :columns]
 
 
-def present_classes(logits_NKHW: Tensor, labels_NHW: Tensor) -> Tensor:
-    """bool N x K: the class is in the argmax of the logits or among the labels of the image."""
-    images, classes = logits_NKHW.shape[:2]
-    found = torch.zeros(images, classes + 1, dtype=torch.bool, device=logits_NKHW.device)
-    found.scatter_(1, logits_NKHW.argmax(dim=1).flatten(1), True)
-    found.scatter_(1, labels_NHW.where(labels_NHW != IGNORE, classes).flatten(1), True)
-    return found[:, :classes]
+def _modules(found: dict[str, nn.Module | None]) -> nn.ModuleDict:
+    return nn.ModuleDict({term: module for term, module in found.items() if module is not None})
 
 
-def log_class_weights(shares: Tensor) -> Tensor:
-    """Weights `1 / ln(1.02 + share)` of classes by their share of pixels (K), as ENet's (Paszke et al. 2016, section
-    5.2)."""
-    return 1.0 / torch.log(1.02 + shares)
+def _channels(run: nn.Module, network: nn.Module, layers: Names) -> dict[str, list[int]]:
+    """Channels of each tapped feature, by one forward pass of a small image that leaves the network as it was."""
+    if not layers:
+        return {}
+    was_training = run.training
+    side = 2 * max(int(getattr(getattr(run, "module", run), "stride", 32)), 32)
+    image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(run.parameters()).device)
+    with ExitStack() as hooks, torch.no_grad():
+        taps = {kind: hooks.enter_context(Taps(network, names)) for kind, names in layers.items()}
+        run.eval()(image)
+        run.train(was_training)
+        return {kind: [feature.shape[1] for feature in tap.features()] for kind, tap in taps.items()}

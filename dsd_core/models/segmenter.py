@@ -34,6 +34,10 @@ class Segmenter(nn.Module):
         logits = self.network(self.prepare(images_N3HW))
         return logits[:, : self.classes, :height, :width].float()
 
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the network is given for an image of this size."""
+        return height + _missing(height, self.stride), width + _missing(width, self.stride)
+
     def prepare(self, images_N3HW: Tensor) -> Tensor:
         """What the network is given: channels in its order, normalised, padded."""
         height, width = images_N3HW.shape[-2:]

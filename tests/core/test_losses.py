@@ -1,8 +1,10 @@
-"""The losses hold the properties docs/methods.md lists, and equal references written independently in NumPy."""
+"""Every loss equals a reference written independently in NumPy, and holds the properties docs/methods.md lists."""
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,264 +14,367 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsd_core.distill.losses import category_correlation, category_similarity, kd, pixel_similarity, resize
-from dsd_core.distill.task import cross_entropy, log_class_weights, present_classes
+import dsd_core.distill.losses as L
+from dsd_core.distill.losses.cross_entropy import hard_pixels, pseudo_labels
+from dsd_core.distill.ops import resize
+from tests.core.tensors import maps
+
+IGNORE = 255
+SHAPE = (2, 4, 3, 5)
+LABELS = torch.tensor(
+    [[[0, 1, 1, 2, 255], [0, 0, 1, 2, 2], [3, 0, 255, 2, 2]], [[1, 1, 1, 1, 1], [1, 255, 1, 1, 0], [0, 0, 0, 0, 0]]]
+)
+VALID = LABELS != IGNORE
+
+# --- references: plain formulas over single positions, no code shared with the library --------------------------------
 
 
-def maps(*shapes: tuple[int, ...], seed: int = 0) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
-
-# --- references: loops over plain formulas, no code shared with the library
-# ------------------------------------------------
+def softmax(z: np.ndarray, axis: int) -> np.ndarray:
+    e = np.exp(z - z.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
 
 
 def unit(v: np.ndarray) -> np.ndarray:
     return v / max(np.sqrt((v**2).sum()), 1e-12)
 
 
-def psd_reference(student: list[Tensor], teacher: list[Tensor], pairs: str, reduction: str) -> float:
-    images, layers = student[0].shape[0], len(student)
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    return float((p * (np.log(p) - np.log(q))).sum())
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / (np.sqrt((a**2).sum()) * np.sqrt((b**2).sum()) + 1e-8))
+
+
+def positions(x: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    """Channels of each valid position of one image."""
+    return [x[:, i, j] for i in range(x.shape[1]) for j in range(x.shape[2]) if valid[i, j]]
+
+
+def kd_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray, temperature: float) -> float:
+    each = [
+        kl(softmax(b / temperature, 0), softmax(a / temperature, 0))
+        for n in range(len(s))
+        for a, b in zip(positions(s[n], valid[n]), positions(t[n], valid[n]), strict=True)
+    ]
+    return temperature**2 * float(np.mean(each))
+
+
+def at_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray, reduction: str) -> float:
+    images = []
+    for n in range(len(s)):
+        a, b = (unit(((x[n] ** 2).sum(0) * valid[n]).ravel()) for x in (s, t))
+        images.append(((a - b) ** 2).sum() if reduction == "sum" else ((a - b) ** 2).mean())
+    return float(np.mean(images))
+
+
+def fitnet_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray) -> float:
+    both = (zip(positions(s[n], valid[n]), positions(t[n], valid[n]), strict=True) for n in range(len(s)))
+    return float(np.mean([(a - b) ** 2 for image in both for a, b in image]))
+
+
+def skd_pairwise_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray) -> float:
+    images = []
+    for n in range(len(s)):
+        a, b = ([unit(x) for x in positions(feature[n], valid[n])] for feature in (s, t))
+        squares = [(a[i] @ a[j] - b[i] @ b[j]) ** 2 for i in range(len(a)) for j in range(len(a))]
+        images.append(np.sum(squares) / len(a) ** 2)
+    return float(np.mean(images))
+
+
+def ifvd_reference(s: np.ndarray, t: np.ndarray, labels: np.ndarray, classes: int) -> float:
+    def cosines(x: np.ndarray, label: np.ndarray) -> list[float]:
+        found = []
+        for i, j in np.argwhere(label < classes):
+            mean = np.mean([x[:, a, b] for a, b in np.argwhere(label == label[i, j])], axis=0)
+            found.append(float(unit(x[:, i, j]) @ unit(mean)))
+        return found
+
+    differences = [
+        (a - b) ** 2
+        for n in range(len(s))
+        for a, b in zip(cosines(s[n], labels[n]), cosines(t[n], labels[n]), strict=True)
+    ]
+    return float(np.mean(differences))
+
+
+def cwd_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray, temperature: float) -> float:
+    each = [
+        kl(softmax(t[n, c][valid[n]] / temperature, 0), softmax(s[n, c][valid[n]] / temperature, 0))
+        for n in range(len(s))
+        for c in range(s.shape[1])
+    ]
+    return temperature**2 * float(np.mean(each))
+
+
+def cirkd_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray, temperature: float) -> float:
+    images = range(len(s))
+    a, b = ([np.array([unit(x) for x in positions(f[n], valid[n])]) for n in images] for f in (s, t))
     total = 0.0
-    for n in range(images):
-        attention = {}
-        for who, features in (("S", student), ("T", teacher)):
-            attention[who] = [unit((f[n].numpy() ** 2).sum(0).ravel()) for f in features]
-        chosen = list(pairwise(range(layers))) if pairs == "adjacent" else list(combinations(range(layers), 2))
-        for low, high in chosen:
-            r = {who: unit(a[high] - a[low]) for who, a in attention.items()}
-            squared = (r["S"] - r["T"]) ** 2
-            total += (squared.sum() if reduction == "sum" else squared.mean()) / len(chosen) / images
-    return float(total)
+    for i in images:
+        for j in images:
+            p, q = (softmax(units[i] @ units[j].T / temperature, 1) for units in (b, a))
+            total += np.mean([kl(p[row], q[row]) for row in range(len(p))])
+    return total / len(s) ** 2
 
 
-def csd_reference(
-    student: Tensor, teacher: Tensor, tau: float, softmax: str, normalize: bool, pool: int | None
-) -> float:
-    def matrix(logits: np.ndarray) -> np.ndarray:
-        if pool:
-            _, h, w = logits.shape
-            cells = [
-                [logits[:, i : i + pool, j : j + pool].mean((1, 2)) for j in range(0, w, pool)]
-                for i in range(0, h, pool)
-            ]
-            logits = np.array(cells).transpose(2, 0, 1)
-        z = logits.reshape(len(logits), -1) / tau
-        e = np.exp(z - z.max())
-        q = e / e.sum(axis=0 if softmax == "category" else 1, keepdims=True)
-        if normalize:
-            q = np.stack([unit(row) for row in q])
-        return q @ q.T
-
-    return float(
-        np.mean([((matrix(s) - matrix(t)) ** 2).mean() for s, t in zip(student.numpy(), teacher.numpy(), strict=True)])
-    )
+def dist_reference(s: np.ndarray, t: np.ndarray, valid: np.ndarray, beta: float, gamma: float) -> float:
+    a, b = (softmax(np.array([x for n in range(len(z)) for x in positions(z[n], valid[n])]), 1) for z in (s, t))
+    inter = 1 - np.mean([pearson(x, y) for x, y in zip(a, b, strict=True)])
+    intra = 1 - np.mean([pearson(x, y) for x, y in zip(a.T, b.T, strict=True)])
+    return float(beta * inter + gamma * intra)
 
 
-# --- PSD ------------------------------------------------------------------------------------------
+def dice_reference(s: np.ndarray, labels: np.ndarray, smooth: float) -> float:
+    counts = labels < s.shape[1]
+    p = softmax(s, 1)
+    found = []
+    for k in sorted(set(labels[counts].tolist())):
+        mine = p[:, k][counts]
+        theirs = (labels == k)[counts]
+        found.append(1 - (2 * (mine * theirs).sum() + smooth) / (mine.sum() + theirs.sum() + smooth))
+    return float(np.mean(found))
 
 
-@pytest.mark.parametrize("pairs", ["adjacent", "all"])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_psd_equals_the_numpy_reference(pairs, reduction):
-    student = maps((3, 4, 6, 5), (3, 7, 6, 5), (3, 2, 6, 5), (3, 5, 6, 5))
-    teacher = maps((3, 9, 6, 5), (3, 1, 6, 5), (3, 8, 6, 5), (3, 6, 6, 5), seed=1)
-    ours = pixel_similarity(student, teacher, pairs=pairs, reduction=reduction)
-    assert ours.item() == pytest.approx(psd_reference(student, teacher, pairs, reduction), rel=1e-12)
+Check = tuple[Callable[[Tensor, Tensor], Tensor], Callable[[np.ndarray, np.ndarray], float]]
+valid_np, labels_np = VALID.numpy(), LABELS.numpy()
+CHECKS: dict[str, Check] = {
+    "kd": (partial(L.kd, temperature=3.0, valid=VALID), partial(kd_reference, valid=valid_np, temperature=3.0)),
+    "at": (partial(L.at, valid=VALID), partial(at_reference, valid=valid_np, reduction="sum")),
+    "at_mean": (partial(L.at, reduction="mean"), partial(at_reference, valid=valid_np | True, reduction="mean")),
+    "fitnet": (partial(L.fitnet, valid=VALID), partial(fitnet_reference, valid=valid_np)),
+    "skd_pairwise": (partial(L.skd_pairwise, valid=VALID), partial(skd_pairwise_reference, valid=valid_np)),
+    "ifvd": (partial(L.ifvd, labels=LABELS), partial(ifvd_reference, labels=labels_np, classes=4)),
+    "cwd": (partial(L.cwd, valid=VALID), partial(cwd_reference, valid=valid_np, temperature=4.0)),
+    "cirkd": (partial(L.cirkd, valid=VALID), partial(cirkd_reference, valid=valid_np, temperature=0.1)),
+    "dist": (
+        partial(L.dist, beta=2.0, gamma=0.5, valid=VALID),
+        partial(dist_reference, valid=valid_np, beta=2.0, gamma=0.5),
+    ),
+}
+every_loss = pytest.mark.parametrize("name", CHECKS)
 
 
-def test_psd_with_three_layers_has_two_adjacent_and_three_pairs_in_all():
-    student, teacher = maps(*[(1, 2, 4, 4)] * 3), maps(*[(1, 2, 4, 4)] * 3, seed=1)
-    assert pixel_similarity(student, teacher) != pixel_similarity(student, teacher, pairs="all")
-    assert pixel_similarity(student[:2], teacher[:2]) == pixel_similarity(student[:2], teacher[:2], pairs="all")
+@every_loss
+def test_every_loss_equals_its_numpy_reference(name: str) -> None:
+    ours, reference = CHECKS[name]
+    for seed in (0, 1):
+        student, teacher = maps(SHAPE, SHAPE, seed=seed)
+        assert ours(student, teacher).item() == pytest.approx(reference(student.numpy(), teacher.numpy()), rel=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    images=st.integers(1, 3),
-    layers=st.integers(2, 4),
-    side=st.tuples(st.integers(2, 9), st.integers(2, 9)),
-    scale=st.floats(1e-4, 1e4),
-    seed=st.integers(0, 2**16),
-)
-def test_psd_lies_between_0_and_4_and_ignores_the_scale_of_any_layer(images, layers, side, scale, seed):
-    student = maps(*[(images, 1 + i, *side) for i in range(layers)], seed=seed)
-    teacher = maps(*[(images, 3 + i, *side) for i in range(layers)], seed=seed + 1)
-    loss = pixel_similarity(student, teacher)
-    assert 0 <= loss <= 4
-    rescaled = [*student[:-1], student[-1] * scale]
-    assert pixel_similarity(rescaled, teacher).item() == pytest.approx(loss.item(), rel=1e-6, abs=1e-9)
-    assert pixel_similarity(student, student).item() == pytest.approx(0, abs=1e-20)
+@every_loss
+def test_every_gradient_passes_gradcheck_and_none_flows_into_the_teacher(name: str) -> None:
+    ours, _ = CHECKS[name]
+    student, teacher = (x.requires_grad_() for x in maps(SHAPE, SHAPE, seed=3))
+    assert torch.autograd.gradcheck(lambda s: ours(s, teacher.detach()), student)
+    ours(student, teacher).backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
 
 
-def test_psd_of_orthogonal_residuals_is_2_and_of_opposite_ones_4():
-    def layer(*energies: float) -> Tensor:
-        return torch.tensor(energies, dtype=torch.float64).sqrt().reshape(1, 1, 1, 4)
-
-    student = [layer(1, 0, 0, 0), layer(0, 1, 0, 0)]
-    assert pixel_similarity(student, [layer(0, 0, 1, 0), layer(0, 0, 0, 1)]).item() == pytest.approx(2)
-    assert pixel_similarity(student, student[::-1]).item() == pytest.approx(4)
+@every_loss
+def test_every_loss_is_zero_for_a_student_that_equals_its_teacher(name: str) -> None:
+    ours, _ = CHECKS[name]
+    student = maps(SHAPE, seed=4)[0]
+    assert ours(student, student.clone()).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_psd_accepts_other_channels_and_other_sizes_and_uses_the_coarsest_grid():
-    student = maps((2, 3, 16, 24), (2, 5, 8, 12), (2, 9, 4, 6))
-    teacher = maps((2, 31, 32, 48), (2, 7, 16, 24), (2, 11, 8, 12), seed=1)
-    by_default = pixel_similarity(student, teacher)
-    assert by_default == pixel_similarity(student, teacher, grid=(4, 6))
-    assert pixel_similarity(student, teacher, grid=(8, 12)).isfinite()
-
-
-def test_psd_mean_is_the_sum_over_the_number_of_positions():
-    student, teacher = maps((2, 3, 6, 7), (2, 3, 6, 7)), maps((2, 4, 6, 7), (2, 4, 6, 7), seed=1)
-    total = pixel_similarity(student, teacher)
-    assert pixel_similarity(student, teacher, reduction="mean").item() == pytest.approx(total.item() / 42)
-
-
-def test_psd_does_not_depend_on_the_resolution_of_the_same_content():
-    student, teacher = maps((1, 3, 4, 6), (1, 5, 4, 6)), maps((1, 2, 4, 6), (1, 2, 4, 6), seed=1)
-
-    def finer(features: list[Tensor]) -> list[Tensor]:
-        return [f.repeat_interleave(4, 2).repeat_interleave(4, 3) for f in features]
-
-    fine = pixel_similarity(finer(student), finer(teacher))
-    assert fine.item() == pytest.approx(pixel_similarity(student, teacher).item())
-
-
-def test_psd_passes_gradcheck_and_sends_nothing_to_the_teacher():
-    student = [m.requires_grad_() for m in maps((2, 3, 4, 3), (2, 2, 4, 3), (2, 4, 2, 3))]
-    teacher = [m.requires_grad_() for m in maps((2, 5, 4, 3), (2, 2, 4, 3), (2, 3, 2, 3), seed=1)]
-    assert torch.autograd.gradcheck(lambda *s: pixel_similarity(s, [t.detach() for t in teacher], grid=(3, 3)), student)
-    pixel_similarity(student, teacher).backward()
-    assert all(t.grad is None for t in teacher)
-    assert all(s.grad.abs().sum() > 0 for s in student)
-
-
+@every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("value", [0.0, 1e-3, 1e3])
-def test_psd_is_finite_with_its_gradient_for_zero_tiny_and_huge_features(dtype, value):
-    student = [(m * value).to(dtype).requires_grad_() for m in maps((2, 3, 4, 4), (2, 3, 4, 4))]
-    teacher = [m.to(dtype) for m in maps((2, 3, 4, 4), (2, 3, 4, 4), seed=1)]
-    loss = pixel_similarity(student, teacher)
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1e3])
+def test_every_loss_is_finite_with_its_gradient_at_tiny_and_huge_values(name, dtype, scale) -> None:
+    ours, _ = CHECKS[name]
+    student, teacher = ((x * scale).to(dtype) for x in maps(SHAPE, SHAPE, seed=5))
+    loss = ours(student.requires_grad_(), teacher)
     loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite()
-    assert all(s.grad.isfinite().all() for s in student)
+    assert loss.isfinite() and loss.dtype == torch.float32 and student.grad.isfinite().all()
 
 
-def test_psd_refuses_lists_that_do_not_match():
-    with pytest.raises(ValueError, match="at least two; got 1 and 1"):
-        pixel_similarity(maps((1, 1, 2, 2)), maps((1, 1, 2, 2)))
-    with pytest.raises(ValueError, match="got 2 and 3"):
-        pixel_similarity(maps(*[(1, 1, 2, 2)] * 2), maps(*[(1, 1, 2, 2)] * 3))
+@every_loss
+def test_no_loss_changes_with_what_stands_at_ignored_positions(name: str) -> None:
+    ours, _ = CHECKS[name]
+    if name == "at_mean":
+        ours = partial(ours, valid=VALID)
+    student, teacher = maps(SHAPE, SHAPE, seed=6)
+    elsewhere = [
+        x.where(VALID.unsqueeze(1), 7 * y) for x, y in zip((student, teacher), maps(SHAPE, SHAPE, seed=7), strict=True)
+    ]
+    assert ours(*elsewhere).item() == pytest.approx(ours(student, teacher).item(), rel=1e-12)
 
 
-# --- CSD ------------------------------------------------------------------------------------------
+@every_loss
+def test_a_batch_without_a_valid_position_gives_zero_and_a_finite_gradient(name: str) -> None:
+    nothing = {"labels": torch.full_like(LABELS, IGNORE)} if name == "ifvd" else {"valid": VALID & False}
+    ours, _ = CHECKS[name]
+    student, teacher = maps(SHAPE, SHAPE, seed=8)
+    loss = ours(student.requires_grad_(), teacher, **nothing)
+    loss.backward()
+    assert loss.item() == 0 and student.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("softmax", ["category", "spatial"])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("pool", [None, 2])
-def test_csd_equals_the_numpy_reference(softmax, normalize, pool):
-    student, teacher = maps((3, 5, 7, 6), (3, 5, 7, 6), seed=3)
-    ours = category_similarity(student, teacher, tau=4.0, softmax=softmax, normalize=normalize, pool=pool)
-    assert ours.item() == pytest.approx(csd_reference(student, teacher, 4.0, softmax, normalize, pool), rel=1e-12)
+@every_loss
+@pytest.mark.parametrize("size", [(6, 10), (2, 3), (1, 1)])
+def test_teacher_and_student_may_differ_in_size(name: str, size: tuple[int, int]) -> None:
+    ours, _ = CHECKS[name]
+    student, teacher = maps(SHAPE, (2, 4, *size), seed=9)
+    coarsest = min(SHAPE[2:], size, key=lambda grid: grid[0] * grid[1]) if name.startswith("at") else SHAPE[2:]
+    if name.startswith("at"):
+        energy_S, energy_T = (resize((x**2).sum(1, keepdim=True), coarsest).sqrt() for x in (student, teacher))
+        expected = ours(energy_S, energy_T)
+    else:
+        expected = ours(student, resize(teacher, coarsest))
+    assert ours(student, teacher).item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_csd_matrix_is_symmetric_with_unit_diagonal_and_entries_from_0_to_1():
-    matrix = category_correlation(*maps((2, 6, 5, 4)))
-    assert torch.allclose(matrix, matrix.transpose(1, 2), rtol=0, atol=1e-15)
-    assert torch.allclose(matrix.diagonal(dim1=1, dim2=2), torch.ones(2, 6, dtype=torch.float64))
-    assert (matrix >= 0).all() and (matrix <= 1 + 1e-12).all()
+@pytest.mark.parametrize("name", ["at", "skd_pairwise", "ifvd", "cirkd"])
+def test_teacher_and_student_may_differ_in_channels_where_only_relations_are_compared(name: str) -> None:
+    ours, reference = CHECKS[name]
+    student, teacher = maps((2, 3, 3, 5), (2, 6, 3, 5), seed=10)
+    assert ours(student, teacher).item() == pytest.approx(reference(student.numpy(), teacher.numpy()), rel=1e-10)
 
 
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**16), classes=st.integers(2, 8), positions=st.integers(1, 30))
-def test_csd_ignores_the_order_of_positions_and_follows_the_order_of_classes(seed, classes, positions):
-    student, teacher = maps((2, classes, 1, positions), (2, classes, 1, positions), seed=seed)
-    order = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))
-    loss = category_similarity(student, teacher)
-    assert category_similarity(student[..., order], teacher[..., order]).item() == pytest.approx(loss.item(), abs=1e-15)
-    renamed = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
-    assert category_similarity(student[:, renamed], teacher[:, renamed]).item() == pytest.approx(loss.item(), abs=1e-15)
-    matrix = category_correlation(student)
-    assert torch.allclose(category_correlation(student[:, renamed]), matrix[:, renamed][:, :, renamed])
-    assert category_similarity(student, student) == 0
+@pytest.mark.parametrize("name", ["kd", "fitnet", "cwd", "dist"])
+def test_other_channels_are_refused_where_values_are_compared(name: str) -> None:
+    with pytest.raises(ValueError, match="same images and channels"):
+        getattr(L, name)(*maps((2, 3, 3, 5), (2, 6, 3, 5)))
 
 
-def test_csd_passes_gradcheck_and_sends_nothing_to_the_teacher():
-    student, teacher = (m.requires_grad_() for m in maps((2, 3, 4, 3), (2, 3, 4, 3), seed=5))
-    present = torch.tensor([[True, True, False], [True, True, True]])
-    for options in ({}, {"softmax": "spatial", "normalize": False, "pool": 2, "tau": 4.0}, {"present": present}):
-        assert torch.autograd.gradcheck(lambda s, o=options: category_similarity(s, teacher.detach(), **o), (student,))
-    category_similarity(student, teacher).backward()
-    assert teacher.grad is None and student.grad is not None
+@given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_at_and_the_losses_of_cosines_do_not_change_with_the_scale_of_the_features(scale: float, seed: int) -> None:
+    student, teacher = maps(SHAPE, SHAPE, seed=seed)
+    for name in ("at", "skd_pairwise", "ifvd", "cirkd"):
+        ours, _ = CHECKS[name]
+        assert ours(student * scale, teacher).item() == pytest.approx(ours(student, teacher).item(), rel=1e-6)
 
 
-def test_csd_of_present_classes_equals_csd_of_those_rows():
-    student, teacher = maps((1, 4, 5, 5), (1, 4, 5, 5), seed=7)
-    present = torch.tensor([[True, False, True, False]])
-    matrix_S, matrix_T = category_correlation(student), category_correlation(teacher)
-    kept = (matrix_S - matrix_T)[:, [0, 2]][:, :, [0, 2]]
-    assert category_similarity(student, teacher, present=present).item() == pytest.approx(kept.square().mean().item())
-    assert category_similarity(student, teacher, present=torch.zeros(1, 4, dtype=torch.bool)) == 0
+def test_at_does_not_depend_on_the_resolution_when_it_sums() -> None:
+    student, teacher = maps((1, 3, 4, 4), (1, 3, 4, 4))
+    finer = [x.repeat_interleave(4, 2).repeat_interleave(4, 3) for x in (student, teacher)]
+    assert L.at(*finer).item() == pytest.approx(L.at(student, teacher).item())
+    assert L.at(*finer, reduction="mean").item() == pytest.approx(L.at(student, teacher, reduction="mean").item() / 16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_csd_and_kd_are_finite_with_their_gradients_at_a_thousandfold_logits(dtype):
-    student, teacher = (1000 * m.to(dtype) for m in maps((2, 5, 6, 6), (2, 5, 6, 6), seed=9))
-    for loss_function in (category_similarity, kd):
-        leaf = student.clone().requires_grad_()
-        loss = loss_function(leaf, teacher)
-        loss.backward()
-        assert loss.isfinite() and leaf.grad.isfinite().all(), loss_function.__name__
+# --- SKD --------------------------------------------------------------------------------------------------------------
 
 
-def test_csd_refuses_logits_of_other_classes():
-    with pytest.raises(ValueError, match="same images and classes"):
-        category_similarity(*maps((1, 3, 4, 4), (1, 4, 4, 4)))
+@pytest.mark.parametrize("channels", [2, 40])
+def test_dense_pairwise_has_the_same_value_and_gradient_by_either_way_of_computing(channels: int) -> None:
+    student, teacher = maps((2, channels, 4, 5), (2, channels, 4, 5), seed=12)
+    a, b = (F.normalize(x.flatten(2), dim=1) for x in (student.requires_grad_(), teacher))
+    dense = ((a.transpose(1, 2) @ a - b.transpose(1, 2) @ b) ** 2).mean()
+    loss = L.skd_pairwise(student, teacher)
+    assert loss.item() == pytest.approx(dense.item(), rel=1e-10)
+    (ours,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (theirs,) = torch.autograd.grad(dense, student)
+    assert torch.allclose(ours, theirs, atol=1e-12)
 
 
-# --- KD, cross-entropy, resizing
-# --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("pool", "cell"), [(2, (2, 2)), ("half", (2, 3))])
+def test_pairwise_pools_by_the_maximum_with_smaller_cells_at_the_edge(pool: Any, cell: tuple[int, int]) -> None:
+    student, teacher = maps((2, 4, 5, 7), (2, 4, 5, 7), seed=13)
+    pooled = [F.max_pool2d(x, cell, stride=cell, ceil_mode=True) for x in (student, teacher)]
+    assert L.skd_pairwise(student, teacher, pool=pool).item() == pytest.approx(L.skd_pairwise(*pooled).item())
 
 
-def test_kd_is_the_kl_divergence_per_pixel_times_temperature_squared_over_valid_pixels():
-    student, teacher = maps((2, 4, 3, 3), (2, 4, 3, 3), seed=11)
-    valid = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(0)) > 0.4
-    p = (teacher / 3).softmax(1).numpy()
-    q = (student / 3).softmax(1).numpy()
-    per_pixel = (p * (np.log(p) - np.log(q))).sum(1)
-    ours = kd(student, teacher, temperature=3.0, valid=valid)
-    assert ours.item() == pytest.approx(9 * per_pixel[valid.numpy()].mean())
-    assert kd(student, teacher, temperature=3.0).item() == pytest.approx(9 * per_pixel.mean())
-    assert kd(student, student).item() == pytest.approx(0, abs=1e-15)
-    assert kd(student, teacher, valid=torch.zeros_like(valid)) == 0
-    assert torch.autograd.gradcheck(lambda s: kd(s, teacher, temperature=2.0, valid=valid), student.requires_grad_())
+def test_a_pooled_cell_is_a_node_while_one_of_its_positions_counts() -> None:
+    student, teacher = maps((1, 4, 4, 4), (1, 4, 4, 4), seed=14)
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[0, :2, :2] = False
+    valid[0, 2, 2] = False
+    found = L.skd_pairwise(student, teacher, pool=2, valid=valid)
+    least = torch.finfo(torch.float64).min
+    nodes = [
+        F.max_pool2d(x.masked_fill(~valid.unsqueeze(1), least), 2).flatten(2)[0, :, 1:].T for x in (student, teacher)
+    ]
+    a, b = (F.normalize(x, dim=1) for x in nodes)
+    assert found.item() == pytest.approx(((a @ a.T - b @ b.T) ** 2).mean().item())
 
 
-def test_cross_entropy_equals_torch_and_is_zero_where_every_pixel_is_ignored():
-    logits = maps((2, 4, 3, 3))[0].float()
-    labels = torch.randint(0, 4, (2, 3, 3), generator=torch.Generator().manual_seed(1))
-    labels[0, 0] = 255
-    weights = log_class_weights(torch.tensor([0.7, 0.2, 0.1, 0.0]))
+# --- IFVD, CIRKD ------------------------------------------------------------------------------------------------------
+
+
+def test_ifvd_takes_labels_at_the_centres_of_the_feature_cells() -> None:
+    student, teacher = maps(SHAPE, SHAPE, seed=15)
+    fine = LABELS.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert L.ifvd(student, teacher, fine).item() == pytest.approx(L.ifvd(student, teacher, LABELS).item(), rel=1e-12)
+
+
+def test_ifvd_ignores_labels_that_are_no_class() -> None:
+    student, teacher = maps(SHAPE, SHAPE, seed=16)
+    strange = LABELS.where(LABELS != 3, 200)
+    expected = L.ifvd(student, teacher, LABELS.where(LABELS != 3, IGNORE), classes=3)
+    assert L.ifvd(student, teacher, strange, classes=3).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_cirkd_in_chunks_has_the_value_and_gradient_of_all_rows_at_once() -> None:
+    student, teacher = maps((2, 6, 18, 20), (2, 6, 18, 20), seed=17)
+    a, b = (F.normalize(x.flatten(2).transpose(1, 2), dim=2) for x in (student.requires_grad_(), teacher))
+    pairs = [(i, j) for i in range(2) for j in range(2)]
+    p, q = ([(u[i] @ u[j].T / 0.1).log_softmax(1) for i, j in pairs] for u in (b, a))
+    whole = sum(F.kl_div(y, x, log_target=True, reduction="batchmean") for x, y in zip(p, q, strict=True)) / 4
+    loss = L.cirkd(student, teacher)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-10)
+    (ours,) = torch.autograd.grad(loss, student, retain_graph=True)
+    (theirs,) = torch.autograd.grad(whole, student)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+
+
+# --- losses with labels -----------------------------------------------------------------------------------------------
+
+
+def test_dice_equals_its_numpy_reference_and_passes_gradcheck() -> None:
+    logits = maps(SHAPE, seed=18)[0].requires_grad_()
+    for smooth in (0.0, 1.0):
+        expected = dice_reference(logits.detach().numpy(), labels_np, smooth)
+        assert L.dice(logits, LABELS, smooth=smooth).item() == pytest.approx(expected, rel=1e-10)
+    assert torch.autograd.gradcheck(lambda z: L.dice(z, LABELS), logits)
+    assert L.dice(logits, torch.full_like(LABELS, IGNORE)) == 0
+
+
+def test_cross_entropy_equals_torch_and_is_zero_where_every_pixel_is_ignored() -> None:
+    logits = maps(SHAPE)[0].float()
+    weights = L.log_class_weights(torch.tensor([0.7, 0.2, 0.1, 0.0]))
     for class_weights in (None, weights):
-        theirs = F.cross_entropy(logits, labels, class_weights, ignore_index=255)
-        assert cross_entropy(logits, labels, class_weights).item() == pytest.approx(theirs.item(), rel=1e-6)
-    assert cross_entropy(logits, torch.full_like(labels, 255)) == 0
+        theirs = F.cross_entropy(logits, LABELS, class_weights, ignore_index=IGNORE)
+        assert L.ce(logits, LABELS, class_weights).item() == pytest.approx(theirs.item(), rel=1e-6)
+    assert L.ce(logits, torch.full_like(LABELS, IGNORE)) == 0
     assert weights.argmax() == 3 and weights[0] < 2
 
 
-def test_present_classes_are_those_the_teacher_predicts_or_the_labels_hold():
-    logits = torch.zeros(1, 4, 1, 3)
-    logits[0, 2] = 5
-    labels = torch.tensor([[[0, 255, 0]]])
-    assert present_classes(logits, labels).tolist() == [[True, False, True, False]]
+def test_hard_pixels_are_those_below_the_threshold_and_at_least_the_share_asked_for() -> None:
+    logits = maps(SHAPE, seed=19)[0]
+    p = softmax(logits.numpy(), 1)
+    own = np.array([[[p[n, min(labels_np[n, i, j], 3), i, j] for j in range(5)] for i in range(3)] for n in range(2)])
+    assert (hard_pixels(logits, LABELS, 0.3, 0.0).numpy()[valid_np] == (own <= 0.3)[valid_np])[
+        own[valid_np] > 0.0
+    ].all()
+    assert not hard_pixels(logits, LABELS, 0.3, 0.0)[~VALID].any()
+    few = hard_pixels(logits, LABELS, 1e-9, 0.5)
+    assert few.sum() == -(-VALID.sum() // 2)
+    assert own[few.numpy()].max() <= own[(VALID & ~few).numpy()].min()
+
+
+def test_mining_hard_pixels_averages_the_cross_entropy_over_them_alone() -> None:
+    logits = maps(SHAPE, seed=20)[0]
+    picked = hard_pixels(logits, LABELS, 0.3, 0.1)
+    expected = F.cross_entropy(logits, LABELS.where(picked, IGNORE), ignore_index=IGNORE)
+    assert L.ce(logits, LABELS, ohem=0.3).item() == pytest.approx(expected.item())
+
+
+def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_enough() -> None:
+    logits = maps(SHAPE, seed=21)[0]
+    p = logits.softmax(1)
+    found = pseudo_labels(logits, VALID, confidence=0.5)
+    kept = VALID & (p.amax(1) >= 0.5)
+    assert (found[kept] == p.argmax(1)[kept]).all() and (found[~kept] == IGNORE).all() and kept.any() and (~kept).any()
 
 
 @pytest.mark.parametrize(
     ("size", "grid"), [((8, 12), (4, 6)), ((7, 9), (3, 4)), ((3, 4), (9, 12)), ((5, 5), (5, 5)), ((2, 10), (6, 4))]
 )
-def test_resize_equals_torch_area_pooling_and_bilinear_growth(size, grid):
+def test_resize_equals_torch_area_pooling_and_bilinear_growth(size, grid) -> None:
     x = maps((2, 1, *size))[0]
     shrunk = F.interpolate(x, (min(size[0], grid[0]), min(size[1], grid[1])), mode="area")
     expected = F.interpolate(shrunk, grid, mode="bilinear", align_corners=False)

@@ -7,28 +7,12 @@ from typing import get_args
 from dsd_core import errors
 from dsd_core.data import DATASETS
 from dsd_core.models.names import OPTIONS, STRIDES
-from dsd_core.spec import (
-    DECODERS,
-    LOSS_TAGS,
-    NEEDS_TEACHER,
-    OWN_NETWORKS,
-    PRESETS,
-    TORCHVISION_NETWORKS,
-    DatasetSpec,
-    Loss,
-    parse_spec,
-)
+from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, DatasetSpec, parse_spec
 from jobs.status import MOVES, OUTCOMES, TERMINAL, Reason
 
 
 def test_the_spec_names_the_datasets_there_are() -> None:
     assert set(get_args(DatasetSpec.model_fields["name"].annotation)) == set(DATASETS)
-
-
-def test_the_loss_tags_are_those_of_the_losses() -> None:
-    kinds = get_args(get_args(Loss)[0])
-    assert [get_args(kind.model_fields["loss"].annotation)[0] for kind in kinds] == list(LOSS_TAGS)
-    assert set(NEEDS_TEACHER) < set(LOSS_TAGS)
 
 
 def test_every_network_has_its_options() -> None:

@@ -1,0 +1,173 @@
+"""What a loss is: options that a job file gives, and a term computed from what two networks made of a batch.
+
+A loss is a file in `dsd_core/distill/losses/`: a subclass of `LossSpec`, and the pure function it calls. Importing this
+module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dsd_core.distill.lazy import ops, torch
+from dsd_core.parts import Fraction, Part, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Layers = Literal["taps", "head", "feature", "logits", "auxiliary"]
+"""`taps`: the networks' taps. `head`: auxiliary logits (where both networks have them), head feature and logits.
+`feature`: the head's input. `logits`: the head's output, before it is up-sampled. `auxiliary`: auxiliary logits, of the
+student alone."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What one network made of a batch: logits at the size of the images, and the features of each kind of layers."""
+
+    logits_NKHW: Tensor
+    features: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch as the student and the teacher saw it. `valid_NHW` marks the pixels that count, `labels_NHW` has 255
+    where nothing is known, `class_weights` (K) weigh the labels; `module` is what the loss itself learns."""
+
+    images_N3HW: Tensor
+    labels_NHW: Tensor
+    valid_NHW: Tensor
+    student: Outlook
+    teacher: Outlook | None = None
+    class_weights: Tensor | None = None
+    module: nn.Module | None = None
+
+    @property
+    def taught(self) -> Outlook:
+        """What the teacher made of the batch, for losses that have one."""
+        assert self.teacher is not None
+        return self.teacher
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Channels of the features of each kind, in both networks, and the number of classes."""
+
+    student: dict[str, list[int]]
+    teacher: dict[str, list[int]]
+    classes: int
+
+
+class LossSpec(Part):
+    """One term of the total. Pixels that are ignored do not count in any term."""
+
+    loss: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] | None = None
+    """What the term is called where one loss stands twice; by default it has the loss's own name."""
+    weight: Weight | Literal["auto"] = 1.0
+    """Factor of the term. `auto`: its gradient at the student's parameters gets the norm of the gradient of the first
+    term whose weight is a number; measured at each logging step and averaged."""
+    warmup: Fraction = 0.0
+    """Share of the steps over which the weight rises linearly from zero."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the weight falls to zero over the steps after the warm-up."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    @property
+    def term(self) -> str:
+        """The term's name in logs, metrics and results."""
+        return self.name or self.loss
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.needs_teacher
+
+    @property
+    def uses_labels(self) -> bool:
+        """Whether it can do nothing for images without labels."""
+        return not self.uses_teacher
+
+    def student_layers(self) -> tuple[Layers, ...]:
+        """Kinds of layers that the term needs of the student, beside its logits."""
+        return ()
+
+    def teacher_layers(self) -> tuple[Layers, ...]:
+        return self.student_layers()
+
+    def projection(self, channels: Channels) -> nn.Module | None:
+        """What the loss learns beside the student, never part of the exported network."""
+        return None
+
+    def critic(self, channels: Channels) -> nn.Module | None:
+        """A network trained against the student, with its own optimiser."""
+        return None
+
+    def compute(self, seen: Seen) -> Tensor:
+        """The unweighted term, a scalar."""
+        raise NotImplementedError
+
+    def compute_critic(self, seen: Seen) -> Tensor:
+        """What the critic minimises, a scalar; nothing flows back into the student."""
+        raise NotImplementedError
+
+    def ramp(self, progress: float) -> float:
+        """Factor of the weight, in [0, 1], at `progress`: optimiser step / steps of the phase, in (0, 1]."""
+        rise = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        left = 1.0 - max(0.0, progress - self.warmup) / max(1.0 - self.warmup, 1e-9)
+        if self.decay == "linear":
+            return rise * left
+        return rise * (1 - math.cos(math.pi * left)) / 2 if self.decay == "cosine" else rise
+
+
+class LogitLoss(LossSpec):
+    """A loss between the logits of both networks, on one grid."""
+
+    logits_at: Literal["image", "head"] = "image"
+    """`image`: the logits at the size of the crop. `head`: as the heads give them, before they are up-sampled; the
+    teacher's are resized to the student's grid."""
+    stride: Annotated[int, Field(ge=1, le=64)] | None = None
+    """The logits are compared on the grid of the crop divided by this (area average). None leaves their grid."""
+
+    def student_layers(self) -> tuple[Layers, ...]:
+        return ("logits",) if self.logits_at == "head" else ()
+
+    def logits(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of student and teacher, and the positions that count, on the loss's grid."""
+        student, teacher = seen.student.logits_NKHW, seen.taught.logits_NKHW
+        if self.logits_at == "head":
+            classes = student.shape[1]  # a further output of a network is void
+            student, teacher = (outlook.features["logits"][0][:, :classes] for outlook in (seen.student, seen.taught))
+        if self.stride is not None and self.stride > 1:
+            grid = grid_at(seen, self.stride)
+            student, teacher = ops.resize(ops.widen(student), grid), ops.resize(ops.widen(teacher), grid)
+        return student, teacher, ops.valid_on(seen.valid_NHW, student)
+
+
+class FeatureLoss(LossSpec):
+    """A loss between features of both networks."""
+
+    on: Literal["feature", "taps"] = "feature"
+    """`feature`: the input of each network's head. `taps`: each pair of taps, the mean over them."""
+
+    def student_layers(self) -> tuple[Layers, ...]:
+        return (self.on,)
+
+    def mean_over_pairs(self, seen: Seen, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Mean of `term(student, teacher)` over the pairs of features; the student's are projected where the loss has
+        a projection."""
+        features = seen.student.features[self.on]
+        if seen.module is not None:
+            features = [project(x) for project, x in zip(seen.module.children(), features, strict=True)]
+        pairs = zip(features, seen.taught.features[self.on], strict=True)
+        return torch.stack([term(student, teacher) for student, teacher in pairs]).mean()
+
+
+def grid_at(seen: Seen, stride: int) -> tuple[int, int]:
+    """Height and width of the batch's images divided by the stride."""
+    height, width = seen.labels_NHW.shape[-2:]
+    return max(height // stride, 1), max(width // stride, 1)

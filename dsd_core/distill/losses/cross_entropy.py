@@ -1,0 +1,120 @@
+"""Cross-entropy with labels, or with the teacher's predictions in their place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from dsd_core.distill.lazy import F, ops, torch
+from dsd_core.distill.loss import Layers, LossSpec, Seen
+from dsd_core.parts import Fraction, Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["ce", "log_class_weights"]
+
+IGNORE = 255
+
+
+class CrossEntropy(LossSpec):
+    """Cross-entropy with the labels; ignored pixels do not count, the mean is over those that do."""
+
+    loss: Literal["ce"] = "ce"
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "log"] = "none"
+    """`log`: each class weighs 1 / ln(1.02 + its share of the training pixels) (ENet, Paszke et al. 2016)."""
+    labels: Literal["dataset", "teacher"] = "dataset"
+    """`teacher`: the class the teacher finds most probable at each pixel stands in for the label, so that images need
+    none."""
+    confidence: Fraction = 0.0
+    """With the teacher's labels: pixels where it is less sure than this are ignored."""
+    ohem: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Only pixels whose class has a probability below this count (online hard example mining)."""
+    ohem_least: Fraction = 0.1
+    """With ohem: at least this share of the labelled pixels counts, the hardest."""
+    auxiliary: Weight = 0.4
+    """Weight of the cross-entropy of the auxiliary head, where the student has one; it is part of this term."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.labels == "teacher"
+
+    def student_layers(self) -> tuple[Layers, ...]:
+        return ("auxiliary",)
+
+    def teacher_layers(self) -> tuple[Layers, ...]:
+        return ()
+
+    def compute(self, seen: Seen) -> Tensor:
+        labels = seen.labels_NHW
+        if self.labels == "teacher":
+            labels = pseudo_labels(seen.taught.logits_NKHW, seen.valid_NHW, self.confidence)
+        total = self._ce(seen.student.logits_NKHW, labels, seen.class_weights)
+        for logits in seen.student.features.get("auxiliary", ()):
+            grown = ops.resize(ops.widen(logits), ops.grid_of(labels))
+            total = total + self.auxiliary * self._ce(grown, labels, seen.class_weights)
+        return total
+
+    def _ce(self, logits_NKHW: Tensor, labels_NHW: Tensor, class_weights: Tensor | None) -> Tensor:
+        return ce(
+            logits_NKHW,
+            labels_NHW,
+            class_weights if self.class_weights == "log" else None,
+            label_smoothing=self.label_smoothing,
+            ohem=self.ohem,
+            ohem_least=self.ohem_least,
+        )
+
+
+def ce(
+    logits: Tensor,
+    labels: Tensor,
+    class_weights: Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    ohem: float | None = None,
+    ohem_least: float = 0.1,
+) -> Tensor:
+    """Mean over the pixels that are not 255 of the cross-entropy, weighted by class; zero where all are 255.
+
+    Logits NKHW and labels NHW are of one size. With `ohem` only the pixels count whose class has a probability below
+    it, and at least the share `ohem_least` of the labelled ones, the hardest (Shrivastava et al., CVPR 2016).
+    """
+    valid = labels != IGNORE
+    wide = ops.widen(logits)
+    per_pixel = F.cross_entropy(
+        wide, labels, class_weights, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing
+    )
+    if ohem is not None:
+        valid = valid & hard_pixels(wide.detach(), labels, ohem, ohem_least)
+    if class_weights is None:
+        return ops.masked_mean(per_pixel, valid)
+    weight = class_weights[labels.where(valid, 0)] * valid
+    return per_pixel.where(valid, 0).sum() / weight.sum().clamp_min(1e-6)
+
+
+def hard_pixels(logits_NKHW: Tensor, labels_NHW: Tensor, threshold: float, least: float) -> Tensor:
+    """bool NHW: labelled pixels whose class has a probability below the threshold, or among the `least` share."""
+    valid = labels_NHW != IGNORE
+    picked = labels_NHW.where(valid, 0).unsqueeze(1)
+    probability = logits_NKHW.softmax(dim=1).gather(1, picked).squeeze(1).masked_fill(~valid, 2.0)
+    ranked = probability.flatten().sort().values
+    last = (valid.sum() * least).ceil().long().clamp(1, ranked.numel()) - 1
+    return valid & (probability <= torch.maximum(ranked[last], ranked.new_tensor(threshold)))
+
+
+def pseudo_labels(teacher_logits_NKHW: Tensor, valid_NHW: Tensor, confidence: float = 0.0) -> Tensor:
+    """The teacher's most probable class at each pixel, NHW; 255 outside `valid` and where it is less sure than
+    `confidence`."""
+    sure, found = ops.widen(teacher_logits_NKHW.detach()).softmax(dim=1).max(dim=1)
+    return found.where(valid_NHW & (sure >= confidence), IGNORE)
+
+
+def log_class_weights(shares: Tensor) -> Tensor:
+    """Weights `1 / ln(1.02 + share)` of classes by their share of pixels (K), as ENet's (Paszke et al. 2016, section
+    5.2)."""
+    return 1.0 / torch.log(1.02 + shares)

@@ -1,0 +1,181 @@
+"""Double Similarity Distillation: Feng, Sun, Diao, Li, Gao, IEEE TIP 30 (2021), arXiv 2107.08591.
+
+The paper has no released code; docs/methods.md says what is reconstructed and what is this project's decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from dsd_core.distill.lazy import F, ops, torch
+from dsd_core.distill.loss import Layers, LogitLoss, LossSpec, Seen, grid_at
+from dsd_core.parts import Temperature
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["category_correlation", "category_similarity", "pixel_similarity", "residual_attention"]
+
+Pairs = Literal["adjacent", "all"]
+Softmax = Literal["category", "spatial"]
+
+
+class PixelSimilarity(LossSpec):
+    """PSD: squared distance of residual attention maps of adjacent layers."""
+
+    loss: Literal["psd"] = "psd"
+    pairs: Pairs = "adjacent"
+    reduction: Literal["sum", "mean"] = "sum"
+    stride: Annotated[int, Field(ge=1, le=64)] = 8
+    """All maps are compared on the grid of the crop divided by this."""
+    layers: Literal["taps", "head"] = "taps"
+    """`taps`: the networks' taps. `head`: auxiliary logits (where both networks have them), head feature and logits."""
+
+    def student_layers(self) -> tuple[Layers, ...]:
+        return (self.layers,)
+
+    def compute(self, seen: Seen) -> Tensor:
+        return pixel_similarity(
+            seen.student.features[self.layers],
+            seen.taught.features[self.layers],
+            pairs=self.pairs,
+            reduction=self.reduction,
+            grid=grid_at(seen, self.stride),
+            valid=seen.valid_NHW,
+        )
+
+
+class CategorySimilarity(LogitLoss):
+    """CSD: mean squared difference of class correlation matrices."""
+
+    loss: Literal["csd"] = "csd"
+    tau: Temperature = 1.0
+    softmax: Softmax = "category"
+    normalize: bool = True
+    pool: Annotated[int, Field(ge=2, le=64)] | None = None
+    """Average cells of this many logits squared first; the last cell may be smaller."""
+    present_only: bool = False
+    """Leave out classes absent from both the teacher's prediction and the labels of the crop."""
+
+    def compute(self, seen: Seen) -> Tensor:
+        student, teacher, valid = self.logits(seen)
+        return category_similarity(
+            student,
+            teacher,
+            tau=self.tau,
+            softmax=self.softmax,
+            normalize=self.normalize,
+            pool=self.pool,
+            present=present_classes(seen.taught.logits_NKHW, seen.labels_NHW) if self.present_only else None,
+            valid=valid,
+        )
+
+
+def pixel_similarity(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    *,
+    pairs: Pairs = "adjacent",
+    reduction: Literal["sum", "mean"] = "sum",
+    grid: tuple[int, int] | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """PSD: mean over images and pairs of `||r_S - r_T||^2`, r the residual of the normalised energy maps of two layers.
+
+    `student` and `teacher` are L >= 2 feature maps NCHW each, shallow to deep; channels and sizes may differ between
+    the two. All energy maps are resized to `grid` (height, width), by default the coarsest map given. `reduction` is
+    over positions: `sum` lies in [0, 4] whatever the resolution, `mean` divides by the number of positions. Positions
+    outside `valid` (NHW bool, any size) have no energy. Raises ValueError for lists that do not match.
+    """
+    if len(student) != len(teacher) or len(student) < 2:
+        raise ValueError(f"PSD needs the same number of maps, at least two; got {len(student)} and {len(teacher)}.")
+    grid = grid or ops.coarsest([*student, *teacher])
+    residual_S = residual_attention(student, grid, pairs, valid)
+    with torch.no_grad():
+        residual_T = residual_attention(teacher, grid, pairs, valid)
+    squared = torch.stack([(s - t).square().sum(dim=1) for s, t in zip(residual_S, residual_T, strict=True)])
+    loss = squared.mean()
+    return loss / (grid[0] * grid[1]) if reduction == "mean" else loss
+
+
+def residual_attention(
+    features: Sequence[Tensor], grid: tuple[int, int], pairs: Pairs = "adjacent", valid: Tensor | None = None
+) -> list[Tensor]:
+    """Residual attention maps `n(a_m - a_l)` of each pair of layers l < m, each N x (H*W) with unit norm per image."""
+    maps = [ops.resize(ops.energy(feature), grid) for feature in features]
+    if valid is not None:
+        counts = ops.valid_on(valid, maps[0]).unsqueeze(1)
+        maps = [attention.where(counts, 0) for attention in maps]
+    units = [ops.normalize(attention.flatten(1)) for attention in maps]
+    chosen = pairwise(units) if pairs == "adjacent" else combinations(units, 2)
+    return [ops.normalize(deep - shallow) for shallow, deep in chosen]
+
+
+def category_similarity(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    tau: float = 1.0,
+    softmax: Softmax = "category",
+    normalize: bool = True,
+    pool: int | None = None,
+    present: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """CSD: mean over images and pairs of classes of `(M_S - M_T)^2`, M the K x K correlation of class maps.
+
+    Logits are NKHW with the same N and K; sizes may differ. `softmax` runs over classes or over positions,
+    `normalize` gives each class map unit norm, `pool` first averages p x p cells (the last may be smaller). `present`
+    is a bool N x K of the classes that count in each image; images with none contribute zero. Positions outside
+    `valid` (NHW bool, any size) do not enter M. Raises ValueError for logits that do not match.
+    """
+    ops.refuse_other_channels(student_logits, teacher_logits, "CSD")
+    correlate = partial(category_correlation, tau=tau, softmax=softmax, normalize=normalize, pool=pool, valid=valid)
+    matrix_S = correlate(student_logits)
+    with torch.no_grad():
+        matrix_T = correlate(teacher_logits)
+    squared = (matrix_S - matrix_T).square()
+    if present is None:
+        return squared.mean()
+    both = (present.unsqueeze(2) & present.unsqueeze(1)).to(squared.dtype)
+    return ((squared * both).sum(dim=(1, 2)) / both.sum(dim=(1, 2)).clamp_min(1)).mean()
+
+
+def category_correlation(
+    logits: Tensor,
+    *,
+    tau: float = 1.0,
+    softmax: Softmax = "category",
+    normalize: bool = True,
+    pool: int | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Class correlation matrices N x K x K of logits NKHW; with `normalize` the diagonal is 1 and entries lie in [0,
+    1]."""
+    logits = ops.widen(logits)
+    if pool is not None:
+        logits = F.avg_pool2d(logits, pool, stride=pool, ceil_mode=True)
+    scores = logits.flatten(2) / tau
+    if valid is None:
+        q = scores.softmax(dim=1 if softmax == "category" else 2)
+    else:
+        counts = ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
+        shares = scores.softmax(dim=1) if softmax == "category" else ops.log_softmax_over(scores, counts).exp()
+        q = shares.where(counts, 0)
+    if normalize:
+        q = ops.normalize(q)
+    return q @ q.transpose(1, 2)
+
+
+def present_classes(logits_NKHW: Tensor, labels_NHW: Tensor) -> Tensor:
+    """bool N x K: the class is in the argmax of the logits or among the labels of the image."""
+    images, classes = logits_NKHW.shape[:2]
+    found = torch.zeros(images, classes + 1, dtype=torch.bool, device=logits_NKHW.device)
+    found.scatter_(1, logits_NKHW.argmax(dim=1).flatten(1), True)
+    found.scatter_(1, labels_NHW.where(labels_NHW < classes, classes).flatten(1), True)
+    return found[:, :classes]
