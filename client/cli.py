@@ -292,6 +292,13 @@ def predict(context: typer.Context) -> None:
     local.replace_process(local.program("dsd_core", "predict", *context.args))
 
 
+@app.command(context_settings=PASS_ON)
+def inspect(context: typer.Context) -> None:
+    """Show a network's size, cost, taps and licences of weights. `dsd inspect --help` lists the options."""
+    local.need("torch", "core", "Inspection")
+    local.replace_process(local.program("dsd_core", "inspect", *context.args))
+
+
 def _watch(client: Client, job_id: str, as_json: bool) -> None:
     console = _console(as_json)
     job = client.job(job_id)

@@ -25,7 +25,9 @@ Weights = Annotated[
     Path | None, typer.Option(help="safetensors file; a .json beside it may say network and preprocessing")
 ]
 Model = Annotated[Path | None, typer.Option(help="exported student, model.onnx")]
-Network = Annotated[str | None, typer.Option(help="espnet, or a decoder with its encoder as fpn:resnet18")]
+Network = Annotated[
+    str | None, typer.Option(help="a name of `dsd catalog`, a decoder with its encoder as fpn:resnet18")
+]
 PreprocessName = Annotated[str | None, typer.Option("--preprocess", help="a name, or a .json file")]
 SizeText = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH every image is resized to")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default all cores")]
@@ -148,6 +150,22 @@ def predict(
     predictor = open_predictor(weights, network, preprocess, model, threads=threads)
     shares = segment_file(predictor, image, out, size=_parse_size(size), style=style)
     print(json.dumps({"out": str(out), "shares": shares}) if as_json else f"Wrote {out}.")
+
+
+@app.command()
+def inspect(
+    network: Annotated[str, typer.Argument(help="a name, fpn:resnet18, or a NetworkSpec as JSON")],
+    classes: Annotated[int, typer.Option(min=1, max=10_000, help="outputs")] = 19,
+    size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the image")] = "512x512",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, with every tap")] = False,
+) -> None:
+    """Print a network's parameters, FLOPs, taps and the licences of its weights; nothing is computed or downloaded."""
+    from dsd_core.models.inspection import as_text, inspect_network
+    from dsd_core.models.sidecar import network_from_text
+
+    height_width = _parse_size(size) or (512, 512)
+    found = inspect_network(network_from_text(network, field="NETWORK"), classes, height_width, field="NETWORK")
+    print(json.dumps(found.as_dict()) if as_json else as_text(found))
 
 
 def main() -> None:

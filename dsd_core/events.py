@@ -139,7 +139,8 @@ class FileInfo(BaseModel):
 
 
 class Cost(BaseModel):
-    """What a network costs at the evaluation size, batch 1. FLOPs count 2 for a multiply-add; latency is the median."""
+    """What a network costs at the evaluation size, batch 1, without an auxiliary head. FLOPs count 2 for a
+    multiply-add; latency is the median."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     network: str

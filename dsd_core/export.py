@@ -31,7 +31,7 @@ from torch import nn
 from dsd_core.checkpoint import storage_error
 from dsd_core.errors import DsdError, WeightsError
 from dsd_core.events import Cost, FileInfo, Result, Score, SeedResult
-from dsd_core.models.cost import count_flops, count_params, latency_ms
+from dsd_core.models.cost import count_flops, deployed_params, latency_ms
 from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec, Preprocess
@@ -135,10 +135,10 @@ def onnx_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def measure_cost(segmenter: nn.Module, network: NetworkSpec, classes: int, size: tuple[int, int]) -> Cost:
-    """Parameters, FLOPs and the median CPU latency of one image of `size`."""
+    """Parameters, FLOPs and the median CPU latency of one image of `size`, without an auxiliary head."""
     return Cost(
         network=str(network),
-        params=count_params(segmenter),
+        params=deployed_params(segmenter),
         flops=count_flops(network, classes, size),
         latency_ms=latency_ms(segmenter.to("cpu"), size, torch.get_num_threads()),
         height=size[0],

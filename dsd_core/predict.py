@@ -16,9 +16,8 @@ from torch import Tensor
 
 from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.export import onnx_session
-from dsd_core.models.sidecar import parse_network
+from dsd_core.models.sidecar import network_from_text
 from dsd_core.pictures import Palette, colour, overlay
-from dsd_core.spec import NetworkSpec
 from dsd_core.teacher import load_segmenter
 from dsd_core.weights import describe_weights, named_preprocess
 
@@ -62,7 +61,7 @@ def open_predictor(
     size = tuple(config["size"]) if "size" in config else None
     if model is not None:
         return Predictor(_onnx_logits(model, len(classes) if classes else None), palette or _rainbow(256), size)
-    spec = _parse_network(network) if network else None
+    spec = network_from_text(network, field="--network") if network else None
     pixels = named_preprocess(preprocess) if preprocess else None
     spec, pixels = describe_weights(path, spec, pixels, field="")
     segmenter = load_segmenter(path, spec, pixels, classes, field="")
@@ -98,13 +97,6 @@ def segment_file(
     ids.save(out, format="PNG")
     found, counts = np.unique(mask_HW, return_counts=True)
     return {int(number): round(float(count) / mask_HW.size, 6) for number, count in zip(found, counts, strict=True)}
-
-
-def _parse_network(text: str) -> NetworkSpec:
-    try:
-        return parse_network(json.loads(text) if text.startswith("{") else text, field="--network")
-    except json.JSONDecodeError as error:
-        raise SpecError(f"--network {text!r} is not JSON: {error}") from error
 
 
 def _onnx_logits(model: Path, classes: int | None) -> Callable[[Tensor], Tensor]:

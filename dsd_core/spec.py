@@ -33,7 +33,23 @@ from dsd_core.parts import Fraction, Part, Seed, Size, Slug, Text
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
-OWN_NETWORKS = {"espnet": "ESPNet (Mehta et al., ECCV 2018), alpha2 = p, alpha3 = q"}
+OWN_NETWORKS = {
+    "espnet": "ESPNet (Mehta et al., ECCV 2018), alpha2 = p, alpha3 = q",
+    "espnet_c": "ESPNet-C, the encoder of ESPNet alone",
+    "enet": "ENet (Paszke et al., 2016)",
+    "pspnet_r101": "PSPNet on ResNet-101 as SKD and IFVD have it, with an auxiliary head",
+    "pspnet_r18": "PSPNet on ResNet-18 as SKD and IFVD have it, with an auxiliary head",
+    "pspnet_r18_half": "pspnet_r18 with half the channels",
+}
+# torchvision's builders of segmentation networks, under their own names.
+TORCHVISION_NETWORKS = {
+    "fcn_resnet50": "FCN on ResNet-50, of torchvision",
+    "fcn_resnet101": "FCN on ResNet-101, of torchvision",
+    "deeplabv3_resnet50": "DeepLabV3 on ResNet-50, of torchvision",
+    "deeplabv3_resnet101": "DeepLabV3 on ResNet-101, of torchvision",
+    "deeplabv3_mobilenet_v3_large": "DeepLabV3 on MobileNetV3-Large, of torchvision",
+    "lraspp_mobilenet_v3_large": "Lite R-ASPP on MobileNetV3-Large, of torchvision",
+}
 # segmentation-models-pytorch's class for each name; any of its encoders goes with each, timm's as `tu-NAME`.
 DECODERS = {
     "unet": "Unet",
@@ -68,7 +84,7 @@ class Preprocess(Part):
 
 
 class NetworkSpec(Part):
-    """A network by name: `espnet`, or a decoder of segmentation-models-pytorch with an encoder, short
+    """A network by name: `espnet`, `fcn_resnet50`, or a decoder of segmentation-models-pytorch with an encoder, short
     `fpn:resnet18`."""
 
     name: str
@@ -76,18 +92,19 @@ class NetworkSpec(Part):
     encoder: str | None = None
     """For decoders: an encoder of segmentation-models-pytorch, or `tu-` and any timm model name."""
     encoder_weights: str | None = None
-    """Pretrained weights of the encoder by their name in the zoo (`imagenet`); they are downloaded. None starts from
-    random."""
+    """Pretrained weights of the encoder by their name in the zoo (`imagenet`, the only one for torchvision's networks);
+    they are downloaded. None starts from random."""
     options: dict[str, Option] = Field(default={})
     """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.name not in OWN_NETWORKS and self.name not in DECODERS:
-            raise ValueError(str(unknown("network", self.name, [*OWN_NETWORKS, *DECODERS])))
+        known = [*OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS]
+        if self.name not in known:
+            raise ValueError(str(unknown("network", self.name, known)))
         if self.name in DECODERS and not self.encoder:
             raise ValueError(f"network {self.name!r} needs an encoder, for example {self.name}:resnet18.")
-        if self.name in OWN_NETWORKS and self.encoder:
+        if self.name not in DECODERS and self.encoder:
             raise ValueError(f"network {self.name!r} takes no encoder.")
         return self
 

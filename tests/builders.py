@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dsd_core.data.camvid import PALETTE, VOID
+from dsd_core.spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+
+NETWORKS = (*OWN_NETWORKS, *TORCHVISION_NETWORKS, *(f"{decoder}:resnet18" for decoder in DECODERS))
 
 
 def tiny_camvid(root: Path, *, train: int = 6, val: int = 3, size: tuple[int, int] = (48, 64), seed: int = 0) -> Path:
@@ -39,3 +44,10 @@ def _tiny_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.nda
     mask_HW[:, :2] = VOID
     noisy = colours + rng.normal(0, 12, colours.shape)
     return noisy.clip(0, 255).astype(np.uint8), mask_HW
+
+
+def a_header(path: Path, header: object, data: bytes = b"") -> Path:
+    """A file that starts as a safetensors file with this header does."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path

@@ -18,6 +18,7 @@ from dsd_core.spec import (
     DECODERS,
     OWN_NETWORKS,
     PRESETS,
+    TORCHVISION_NETWORKS,
     DatasetSpec,
     JobSpec,
 )
@@ -43,7 +44,8 @@ def get_catalog(
 
 
 def _networks() -> list[Network]:
-    described = OWN_NETWORKS | {name: f"{kind} of segmentation-models-pytorch" for name, kind in DECODERS.items()}
+    decoders = {name: f"{kind} of segmentation-models-pytorch" for name, kind in DECODERS.items()}
+    described = OWN_NETWORKS | TORCHVISION_NETWORKS | decoders
     return [
         Network(
             name=name,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsd_core.models.networks import as_spec, build, stride
+from dsd_core.models.networks import build_meta, stride
 from dsd_core.spec import NetworkSpec
 
 BUDGET_S = 2.0
@@ -20,17 +20,36 @@ def count_params(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def count_flops(network: NetworkSpec | str, classes: int, size: tuple[int, int]) -> int:
-    """Operations of a forward pass on one image of (height, width), two per multiply-add; nothing is computed.
+def deployed_params(module: nn.Module) -> int:
+    """`count_params` of a network, or of what wraps one, without the auxiliary head, which inference leaves out."""
+    declared = [getattr(part, "tap_names", None) for part in module.modules()]
+    parts = zip(module.modules(), declared, strict=True)
+    heads = [part.get_submodule(names.auxiliary) for part, names in parts if names is not None and names.auxiliary]
+    return count_params(module) - sum(map(count_params, heads))
 
-    Convolutions and matrix products count; normalisation, activation and resizing do not. The size grows to the stride.
+
+def count_flops(network: NetworkSpec | str, classes: int, size: tuple[int, int]) -> int:
+    """Operations of a forward pass on one image of (height, width), as deployed: without an auxiliary head.
+
+    The size grows to the stride.
     """
-    spec = as_spec(network).model_copy(update={"encoder_weights": None})
-    module = build(spec, classes).eval().to("meta")
-    height, width = (-(-side // stride(spec)) * stride(spec) for side in size)
+    return flops_of(build_meta(network, classes), padded(size, stride(network)))
+
+
+def flops_of(module: nn.Module, size: tuple[int, int]) -> int:
+    """Operations of a forward pass of a module on the meta device, two per multiply-add; nothing is computed.
+
+    Convolutions and matrix products count; normalisation, activation and resizing do not.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        module(torch.empty(1, 3, height, width, device="meta"))
+        module(torch.empty(1, 3, *size, device="meta"))
     return int(counter.get_total_flops())
+
+
+def padded(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The size grown to multiples of the stride."""
+    height, width = (-(-side // stride) * stride for side in size)
+    return height, width
 
 
 def latency_ms(segmenter: nn.Module, size: tuple[int, int], threads: int) -> float:

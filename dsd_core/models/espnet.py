@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dsd_core.models.tap_names import TapNames
 
 DILATIONS = (2, 4, 8, 16)
 EPS = 1e-3
+_STAGES = ("encoder.level1", "encoder.level2", "encoder.level3")  # 1/2, 1/4, 1/8
 
 
 class ESPNet(nn.Module):
@@ -20,6 +24,8 @@ class ESPNet(nn.Module):
     `image_in_skip`: the skip from level 1 to the last convolution carries the pooled image beside the features, 19
     channels in place of 16. Published weights for CamVid have it, those for Cityscapes have not.
     """
+
+    tap_names = TapNames(_STAGES, head="conv", logits="classifier")
 
     def __init__(self, classes: int, p: int = 2, q: int = 8, image_in_skip: bool = True) -> None:
         super().__init__()
@@ -41,6 +47,24 @@ class ESPNet(nn.Module):
         joined = self.up_l2(self.combine_l2_l3(torch.cat([self.level3_C(quarter), deep], dim=1)))
         skip = half_with_image if self.image_in_skip else half
         return self.classifier(self.conv(torch.cat([joined, skip], dim=1)))
+
+
+class ESPNetC(nn.Module):
+    """ESPNet-C: the encoder of ESPNet alone, its logits at 1/8 brought to the size of the image bilinearly.
+
+    Its tensors have the names that they have in ESPNet, which the paper trains in this form first.
+    """
+
+    tap_names = TapNames(_STAGES, head="encoder.b3", logits="encoder.classifier")
+
+    def __init__(self, classes: int, p: int = 2, q: int = 8) -> None:
+        super().__init__()
+        self.encoder = Encoder(classes, p, q)
+
+    def forward(self, images_N3HW: Tensor) -> Tensor:
+        """Logits NKHW; H and W are multiples of 8."""
+        *_, eighth = self.encoder(images_N3HW)
+        return F.interpolate(self.encoder.classifier(eighth), scale_factor=8, mode="bilinear", align_corners=False)
 
 
 class Encoder(nn.Module):

@@ -10,9 +10,10 @@ from functools import cache
 from importlib import resources
 
 from dsd_core.errors import SpecError, unknown
+from dsd_core.models.licences import refuse_restricted, restriction
 from dsd_core.models.sidecar import PREPROCESS, parse_preprocess, read_sidecar
 from dsd_core.models.weights_header import outputs_in
-from dsd_core.spec import DECODERS, NetworkSpec
+from dsd_core.spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS, NetworkSpec
 
 __all__ = [
     "OPTIONS",
@@ -29,7 +30,11 @@ _UNET = ("encoder_depth", "decoder_use_norm", "decoder_channels", "decoder_atten
 _FPN = ("decoder_pyramid_channels", "decoder_segmentation_channels", "decoder_merge_policy", "decoder_dropout")
 _ATROUS = ("decoder_channels", "decoder_atrous_rates", "decoder_aspp_separable", "decoder_aspp_dropout")
 OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(OWN_NETWORKS, ()),
     "espnet": ("p", "q", "image_in_skip"),
+    "espnet_c": ("p", "q"),
+    **dict.fromkeys(TORCHVISION_NETWORKS, ("aux_loss",)),
+    "lraspp_mobilenet_v3_large": (),
     "unet": _UNET,
     "unetplusplus": _UNET,
     "manet": ("encoder_depth", "decoder_use_norm", "decoder_channels", "decoder_pab_channels", "decoder_interpolation"),
@@ -43,14 +48,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "segformer": ("encoder_depth", "decoder_segmentation_channels"),
 }
 
-# PAN pools its deepest features, at 1/16, three times more.
-STRIDES = dict.fromkeys(DECODERS, 32) | {"espnet": 8, "pan": 128}
-
-_RESTRICTED_ENCODERS = {
-    r"mit_b\d": "NVIDIA's Source Code License: not for commercial use",
-    r"(tu-)?mobileone_.*": "Apple's sample code licence",
-}
-_RESTRICTED_WEIGHTS = dict.fromkeys(("ssl", "swsl", "instagram"), "CC BY-NC 4.0: not for commercial use")
+# PAN pools its deepest features, at 1/16, three times more; torchvision's networks take any size.
+STRIDES = (
+    dict.fromkeys(OWN_NETWORKS, 8) | dict.fromkeys(TORCHVISION_NETWORKS, 1) | dict.fromkeys(DECODERS, 32) | {"pan": 128}
+)
+BACKBONE_WEIGHTS = ("imagenet",)  # of torchvision's networks
 
 
 def check_network(network: NetworkSpec, field: str) -> None:
@@ -58,16 +60,25 @@ def check_network(network: NetworkSpec, field: str) -> None:
     if network.name in DECODERS:
         check_encoder(network, field)
     elif network.encoder_weights is not None:
-        raise SpecError(
-            f"Network {network.name!r} has no encoder to fetch weights for.",
-            field=f"{field}/encoder_weights",
-            hint="Leave encoder_weights out, or give a weights file.",
-        )
+        _check_backbone_weights(network, field)
     allowed = OPTIONS[network.name]
     for option in network.options:
         if option not in allowed:
             error = unknown(f"option of {network.name}", option, allowed, field=f"{field}/options/{option}")
-            raise SpecError(error.message, field=error.field, hint=f"{network.name} takes {', '.join(allowed)}.")
+            takes = ", ".join(allowed) or "no options"
+            raise SpecError(error.message, field=error.field, hint=f"{network.name} takes {takes}.")
+
+
+def _check_backbone_weights(network: NetworkSpec, field: str) -> None:
+    at = f"{field}/encoder_weights"
+    if network.name not in TORCHVISION_NETWORKS:
+        raise SpecError(
+            f"Network {network.name!r} has no encoder to fetch weights for.",
+            field=at,
+            hint="Leave encoder_weights out, or give a weights file.",
+        )
+    if network.encoder_weights not in BACKBONE_WEIGHTS:
+        raise unknown(f"set of weights for {network.name}", str(network.encoder_weights), BACKBONE_WEIGHTS, field=at)
 
 
 def check_encoder(network: NetworkSpec, field: str) -> None:
@@ -79,19 +90,9 @@ def check_encoder(network: NetworkSpec, field: str) -> None:
         raise unknown("encoder", encoder, known, field=f"{field}/encoder")
     if network.encoder_weights is None:
         return
-    reason = _RESTRICTED_WEIGHTS.get(network.encoder_weights)
-    reason = reason or next((why for name, why in _RESTRICTED_ENCODERS.items() if re.fullmatch(name, model)), None)
-    if reason is not None:
-        raise restricted(encoder, network.encoder_weights, reason, field)
-
-
-def restricted(encoder: str, weights: str, reason: str, field: str) -> SpecError:
-    """The error for pretrained weights that this service does not hand on."""
-    return SpecError(
-        f"The weights {weights!r} of encoder {encoder!r} are under {reason}.",
-        field=f"{field}/encoder_weights",
-        hint="Leave encoder_weights out to start from random, or take another encoder.",
-    )
+    licence = restriction(encoder, network.encoder_weights)
+    if licence is not None:
+        refuse_restricted(encoder, network.encoder_weights, licence, field)
 
 
 @cache

@@ -29,6 +29,8 @@ def write_onnx(segmenter: Segmenter, path: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=TracerWarning)
+        # A constant that the exporter leaves to the runtime to compute; padding of channels has one.
+        warnings.filterwarnings("ignore", message="Constant folding", category=UserWarning)
         torch.onnx.export(
             Exportable(_with_exportable_pools(segmenter)).eval(),
             (images_NHW3,),

@@ -1,7 +1,7 @@
 """What the `.json` beside a weights file says: its network and its preprocessing. Torch-free.
 
 Two forms are read: the `config.json` of an exported student, and prose such as
-`"network": "segmentation_models_pytorch.FPN('resnet18', classes=11)"` with
+`"network": "segmentation_models_pytorch.FPN('resnet18', classes=11)"` (or a call of torchvision's builder) with
 `"preprocess": "RGB 0..255, (x - 127) / 128"`. Text is parsed as literals and arithmetic, never evaluated as code.
 """
 
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dsd_core.errors import SpecError
 from dsd_core.models.affine import affine_in_x
-from dsd_core.spec import DECODERS, NetworkSpec, Preprocess, network_spec
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess, network_spec
 
 PREPROCESS: dict[str, Preprocess] = {
     "imagenet": Preprocess(),
@@ -67,7 +67,8 @@ def _read(path: Path, field: str) -> tuple[NetworkSpec | None, Preprocess | None
 
 
 def parse_network(said: Any, *, field: str = "/teacher/network") -> NetworkSpec:
-    """A network from a NetworkSpec's fields, its short form, or a constructor call of segmentation-models-pytorch."""
+    """A network from a NetworkSpec's fields, its short form, or a constructor call of segmentation-models-pytorch or
+    torchvision."""
     try:
         if isinstance(said, str) and "(" in said:
             said = _constructor_call(said)
@@ -77,6 +78,14 @@ def parse_network(said: Any, *, field: str = "/teacher/network") -> NetworkSpec:
         raise SpecError(
             f"{str(said)[:200]!r} does not name a network: {reason}.", field=field, hint="Give `network` in the job."
         ) from error
+
+
+def network_from_text(text: str, *, field: str) -> NetworkSpec:
+    """A network as the command line names it: what `parse_network` takes, its fields as JSON. Raises SpecError."""
+    try:
+        return parse_network(json.loads(text) if text.startswith("{") else text, field=field)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"{text!r} is not JSON: {error}.", field=field) from error
 
 
 def parse_preprocess(said: Any, *, field: str = "/teacher/preprocess") -> Preprocess:
@@ -103,9 +112,11 @@ def _constructor_call(text: str) -> dict[str, Any]:
     if not isinstance(call, ast.Call) or any(keyword.arg is None for keyword in call.keywords):
         raise ValueError("it is not a call with plain arguments")
     class_name = ast.unparse(call.func).rpartition(".")[2]
+    if class_name in TORCHVISION_NETWORKS:
+        return _torchvision_call(class_name, call)
     names = {class_name: name for name, class_name in DECODERS.items()}
     if class_name not in names:
-        raise ValueError(f"{class_name!r} is none of {', '.join(names)}")
+        raise ValueError(f"{class_name!r} is none of {', '.join([*names, *TORCHVISION_NETWORKS])}")
     arguments = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
     if call.args:
         arguments["encoder_name"] = ast.literal_eval(call.args[0])
@@ -116,6 +127,14 @@ def _constructor_call(text: str) -> dict[str, Any]:
     encoder = arguments.pop("encoder_name", "resnet34")
     options = {name: _as_option(value) for name, value in arguments.items() if name not in _SAID_ELSEWHERE}
     return {"name": names[class_name], "encoder": encoder, "options": options}
+
+
+def _torchvision_call(name: str, call: ast.Call) -> dict[str, Any]:
+    arguments = {keyword.arg or "": ast.literal_eval(keyword.value) for keyword in call.keywords}
+    unknown_ones = set(arguments) - {"num_classes", "aux_loss", "weights", "weights_backbone"}
+    if call.args or unknown_ones:
+        raise ValueError("only num_classes, aux_loss and weights, by name, are known for networks of torchvision")
+    return {"name": name, "options": {key: value for key, value in arguments.items() if key == "aux_loss" and value}}
 
 
 def _as_option(value: Any) -> Any:

@@ -6,7 +6,8 @@ A name is a module's name in the network, as `named_modules` gives it; `name:3` 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -22,6 +23,7 @@ class Taps:
     """Capture what the modules of `names` return in each forward pass inside `with`.
 
     Raises SpecError for a name that the network does not have. Wrappers of DDP and torch.compile are looked through.
+    What torch.compile made before `with` has no hooks in it, so a compiled network runs inside `with` first.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str], *, field: str = "/student/taps") -> None:
@@ -51,7 +53,20 @@ class Taps:
         Raises SpecError where a tap did not run or ran twice, gave no NCHW tensor, or was altered in place afterwards.
         """
         captured, self._captured = self._captured, {}
-        return [self._feature(name, captured.get(self._points[name][0], [])) for name in self.names]
+        points = [(name, *self._points[name]) for name in self.names]
+        return [self._feature(name, item, captured.get(module_name, [])) for name, module_name, item in points]
+
+    def all_features(self) -> dict[str, Tensor]:
+        """As `features`, by name, of each module and each item of a list; what cannot be tapped is left out.
+
+        The order is that in which the modules ended.
+        """
+        captured, self._captured = self._captured, {}
+        found = {}
+        for name, item, passes in _every_point(captured):
+            with suppress(SpecError):
+                found[name] = self._feature(name, item, passes)
+        return found
 
     def _forget(self, module: nn.Module, inputs: Any) -> None:
         self._captured.clear()
@@ -69,12 +84,11 @@ class Taps:
 
         return capture
 
-    def _feature(self, name: str, captured: list[Captured]) -> Tensor:
+    def _feature(self, name: str, item: int | None, captured: list[Captured]) -> Tensor:
         if len(captured) != 1:
             how = "ran more than once" if captured else "did not run"
             raise self._error(name, f"{how} in the forward pass.", "Tap a module that runs once in each pass.")
         output, versions = captured[0]
-        item = self._points[name][1]
         several = isinstance(output, list | tuple)
         if several and item is None:
             some = ", ".join(f"{name}:{i}" for i in range(len(output))[:8])
@@ -112,6 +126,15 @@ def _point(network: nn.Module, name: str, field: str) -> tuple[str, int | None]:
     if module_name not in modules:
         raise unknown("module to tap", module_name, modules, field=field)
     return module_name, item
+
+
+def _every_point(captured: dict[str, list[Captured]]) -> Iterator[tuple[str, int | None, list[Captured]]]:
+    for name, passes in captured.items():
+        output, _ = passes[0]
+        if isinstance(output, list | tuple):
+            yield from ((f"{name}:{item}", item, passes) for item in range(len(output)))
+        else:
+            yield name, None, passes
 
 
 def _version(output: Any) -> int:

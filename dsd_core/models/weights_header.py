@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from dsd_core.errors import WeightsError
-from dsd_core.spec import NetworkSpec
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
 
 HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
-_OUTPUTS_AT = {"espnet": ("classifier.weight", 1)}  # a transposed convolution has its outputs in dimension 1
-_OUTPUTS_AT_DECODER = ("segmentation_head.0.weight", 0)
+# Tensor and dimension that has the outputs; of a transposed convolution it is dimension 1.
+_OUTPUTS_AT = (
+    dict.fromkeys(DECODERS, ("segmentation_head.0.weight", 0))
+    | dict.fromkeys(TORCHVISION_NETWORKS, ("classifier.4.weight", 0))
+    | dict.fromkeys(("pspnet_r101", "pspnet_r18", "pspnet_r18_half"), ("classifier.weight", 0))
+    | {
+        "espnet": ("classifier.weight", 1),
+        "espnet_c": ("encoder.classifier.conv.weight", 0),
+        "enet": ("transposed_conv.weight", 1),
+        "lraspp_mobilenet_v3_large": ("classifier.low_classifier.weight", 0),
+    }
+)
 
 
 def shapes_in(path: Path, *, field: str = "/teacher/weights") -> dict[str, tuple[int, ...]]:
@@ -31,7 +41,7 @@ def shapes_in(path: Path, *, field: str = "/teacher/weights") -> dict[str, tuple
 
 def outputs_in(path: Path, network: NetworkSpec, *, field: str = "/teacher/weights") -> int:
     """Class outputs of the network whose weights the file holds. Raises WeightsError where it holds another network."""
-    name, dimension = _OUTPUTS_AT.get(network.name, _OUTPUTS_AT_DECODER)
+    name, dimension = _OUTPUTS_AT[network.name]
     shapes = shapes_in(path, field=field)
     if name not in shapes or len(shapes[name]) != 4:
         raise WeightsError(
@@ -43,16 +53,26 @@ def outputs_in(path: Path, network: NetworkSpec, *, field: str = "/teacher/weigh
 
 
 def with_options_of(path: Path, network: NetworkSpec, *, field: str = "/teacher/weights") -> NetworkSpec:
-    """The network with options that are not given but show in the file: `p`, `q` and `image_in_skip` of ESPNet."""
-    if network.name != "espnet":
+    """The network with options that are not given but show in the file.
+
+    These are `p`, `q` and `image_in_skip` of ESPNet, `p` and `q` of ESPNet-C, `aux_loss` of torchvision's networks.
+    """
+    if network.name in ("espnet", "espnet_c"):
+        found = _espnet_options(shapes_in(path, field=field))
+    elif network.name in TORCHVISION_NETWORKS and not network.name.startswith("lraspp"):
+        found = {"aux_loss": any(name.startswith("aux_classifier.") for name in shapes_in(path, field=field))}
+    else:
         return network
-    shapes = shapes_in(path, field=field)
+    return network.model_copy(update={"options": {**found, **network.options}})
+
+
+def _espnet_options(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     blocks = {"p": _items(shapes, "encoder.level2"), "q": _items(shapes, "encoder.level3")}
     found: dict[str, Any] = {name: count for name, count in blocks.items() if count}
     channels, outputs = shapes.get("conv.conv.weight"), shapes.get("classifier.weight")
     if channels and outputs and len(channels) == len(outputs) == 4:
         found["image_in_skip"] = channels[1] - outputs[0] == 19
-    return network.model_copy(update={"options": {**found, **network.options}})
+    return found
 
 
 def _items(shapes: dict[str, tuple[int, ...]], prefix: str) -> int:

@@ -12,10 +12,9 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 
 from dsd_core.errors import SpecError, WeightsError, unknown
-from dsd_core.models.names import STRIDES, restricted
+from dsd_core.models.licences import FREE, refuse_restricted, restriction
+from dsd_core.models.names import STRIDES
 from dsd_core.spec import DECODERS, NetworkSpec
-
-_FREE_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-4.0")
 
 
 def build_decoder(spec: NetworkSpec, classes: int, field: str) -> nn.Module:
@@ -68,23 +67,34 @@ def _construct_pretrained(spec: NetworkSpec, classes: int, options: dict[str, An
 def _pretrained_source(spec: NetworkSpec, field: str) -> tuple[str, str | bool]:
     """Encoder name and weights as smp takes them. Raises SpecError for unknown or restricted ones."""
     encoder, weights = spec.encoder or "", spec.encoder_weights or ""
-    at = f"{field}/encoder_weights"
+    known = pretrained_sets(encoder)
+    if weights not in known:
+        raise unknown(f"set of weights for {encoder}", weights, known, field=f"{field}/encoder_weights")
+    licence = known[weights]
+    if licence is not None and licence not in FREE:
+        refuse_restricted(encoder, weights, licence, field)
     if not encoder.startswith("tu-"):
-        known = smp_encoders[encoder]["pretrained_settings"]
-        if weights not in known:
-            raise unknown(f"set of weights for {encoder}", weights, known, field=at)
         return encoder, weights
+    return (encoder if weights == "imagenet" else f"{encoder.partition('.')[0]}.{weights}"), True
+
+
+def pretrained_sets(encoder: str) -> dict[str, str | None]:
+    """Names of the encoder's pretrained weights, each with its licence where one is known.
+
+    timm names sets of weights by a tag; `imagenet` is the one that the encoder's own name means.
+    """
+    if not encoder.startswith("tu-"):
+        return {name: restriction(encoder, name) for name in smp_encoders[encoder]["pretrained_settings"]}
     name = encoder.removeprefix("tu-")
-    if weights != "imagenet":  # timm names its sets of weights by a tag
-        name = f"{name.partition('.')[0]}.{weights}"
     model = name.partition(".")[0]
-    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
-    if not tags or (weights != "imagenet" and weights not in tags):
-        raise unknown(f"set of weights for {encoder}", weights, tags, field=at)
+    tags = {full.partition(".")[2]: _timm_licence(full) for full in timm.list_pretrained(f"{model}.*")}
+    return {"imagenet": _timm_licence(name), **tags} if tags else {}
+
+
+def _timm_licence(name: str) -> str | None:
     config = timm.get_pretrained_cfg(name)
-    if config is not None and config.license and config.license.lower() not in _FREE_LICENCES:
-        raise restricted(encoder, weights, f"the licence {config.license}", field)
-    return f"tu-{name}", True
+    said = config.license.lower() if config is not None and config.license else None
+    return said or restriction(f"tu-{name}", "")
 
 
 def _match_input_size(network: nn.Module, spec: NetworkSpec, field: str) -> None:

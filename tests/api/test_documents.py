@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
 from dsd_core.models.names import encoders
-from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, JobSpec, parse_spec
+from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, JobSpec, parse_spec
 from tests.api.conftest import Service, problem_in, serving
 
 
@@ -27,7 +27,7 @@ def document(steady: Service) -> dict[str, Any]:
 
 def test_the_catalog_holds_every_name_that_a_spec_may_hold(steady: Service) -> None:
     catalog = steady.http.get("/api/v1/catalog").json()
-    assert [network["name"] for network in catalog["networks"]] == [*OWN_NETWORKS, *DECODERS]
+    assert [network["name"] for network in catalog["networks"]] == [*OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS]
     assert [loss["name"] for loss in catalog["losses"]] == list(LOSSES)
     assert catalog["presets"] == PRESETS
     assert [dataset["name"] for dataset in catalog["datasets"]] == list(DATASETS)

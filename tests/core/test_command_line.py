@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dsd_core.errors import SpecError
 from dsd_core.events import parse, read_lines
 from dsd_core.spec import JobSpec
 from tests.builders import tiny_camvid
@@ -154,3 +155,13 @@ def test_espnet_with_the_published_camvid_weights_scores_what_was_measured_elsew
     assert score["images"] == 101
     assert score["miou"] == pytest.approx(0.6935, abs=0.001)
     assert score["pixel_accuracy"] == pytest.approx(0.9330, abs=0.001)
+
+
+def test_inspect_prints_one_json_object_and_an_unknown_network_is_an_error_with_near_names():
+    found = json.loads(run("inspect", "enet", "--classes", "11", "--size", "360x480", "--json").stdout)
+    assert (found["size"], found["classes"], found["weights"]) == ([360, 480], 11, [])
+    assert found["flops"] == found["flops_deployed"] > 0
+    assert {"name": "dilated3_7", "shape": [128, 45, 60], "stride": 8, "default": True} in found["taps"]
+    failed = run("inspect", "enett")
+    assert failed.returncode == SpecError.exit_code
+    assert "'enett'" in failed.stderr and "Did you mean" in failed.stderr and "Traceback" not in failed.stderr

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dsd_core.errors import SpecError, WeightsError
-from dsd_core.models import build, default_taps, head_taps, load_weights, outputs_in, stride
+from dsd_core.models import build, default_taps, load_weights, outputs_in, stride
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.names import OPTIONS, read_sidecar
 from dsd_core.models.segmenter import Segmenter
@@ -38,26 +38,9 @@ def test_logits_have_the_images_size_and_gradients_reach_the_first_layer(decoder
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_default_and_head_taps_run_shallow_to_deep(decoder: str) -> None:
-    network = build(f"{decoder}:resnet18", 5).eval()
-    stages = default_taps(network)
-    with Taps(network, (*stages, *head_taps(network))) as taps:
-        network(torch.rand(1, 3, 128, 256))
-        features = taps.features()
-    widths = [feature.shape[3] for feature in features[: len(stages)]]
-    assert widths == sorted(widths, reverse=True)
-    assert len(stages) == (2 if decoder == "pspnet" else 4)
-    assert features[-1].shape[1] == 5
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
 def test_options_are_the_constructors_own(decoder: str) -> None:
     parameters = set(inspect.signature(getattr(smp, DECODERS[decoder]).__init__).parameters)
     assert set(OPTIONS[decoder]) == parameters - SET_BY_BUILD - NOT_DATA
-
-
-def test_no_module_works_in_place() -> None:
-    assert not [m for m in build("unet:resnet18", 3).modules() if getattr(m, "inplace", False)]
 
 
 @pytest.mark.parametrize("encoder", ["tu-convnext_atto", "mit_b0", "tu-tf_efficientnet_lite0"])

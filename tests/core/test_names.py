@@ -5,6 +5,7 @@ import random
 import struct
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.names import PREPROCESS, check_network, encoders, outputs_in, parse_preprocess, read_sidecar
 from dsd_core.models.sidecar import parse_network
 from dsd_core.models.weights_header import shapes_in
-from dsd_core.spec import DECODERS, NetworkSpec, Preprocess
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess
+from tests.builders import a_header
 
 
 def test_names_are_read_without_torch() -> None:
@@ -50,8 +52,18 @@ def test_encoders_are_never_fetched_from_a_place_that_the_job_names(encoder: str
 )
 def test_pretrained_weights_of_restricted_licence_are_refused_with_the_reason(encoder: str, weights: str) -> None:
     check_network(NetworkSpec(name="fpn", encoder=encoder), "/student/network")
-    with pytest.raises(SpecError, match=r"are under .*(NVIDIA|Apple|CC BY-NC)"):
+    with pytest.raises(SpecError, match=r"are under .*(NVIDIA|Apple|CC BY-NC).*DSD_ALLOW_RESTRICTED_WEIGHTS"):
         check_network(NetworkSpec(name="fpn", encoder=encoder, encoder_weights=weights), "/student/network")
+
+
+@pytest.mark.parametrize(("value", "allowed"), [("1", True), ("true", True), ("", False), ("0", False), ("no", False)])
+def test_the_operator_and_nobody_else_allows_restricted_weights(
+    value: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSD_ALLOW_RESTRICTED_WEIGHTS", value)
+    network = NetworkSpec(name="fpn", encoder="mit_b0", encoder_weights="imagenet")
+    with nullcontext() if allowed else pytest.raises(SpecError, match="NVIDIA"):
+        check_network(network, "/student/network")
 
 
 def test_espnet_takes_no_encoder_weights() -> None:
@@ -98,9 +110,21 @@ def test_every_decoders_constructor_is_understood(name: str) -> None:
     assert parsed == NetworkSpec(name=name, encoder="resnet18", options={"encoder_depth": 5})
 
 
+@pytest.mark.parametrize("name", TORCHVISION_NETWORKS)
+def test_every_builder_of_torchvision_is_understood(name: str) -> None:
+    call = f"torchvision.models.segmentation.{name}(weights=None, num_classes=11)"
+    assert parse_network(call) == NetworkSpec(name=name)
+
+
+def test_a_call_with_an_auxiliary_head_says_so() -> None:
+    assert parse_network("fcn_resnet50(num_classes=3, aux_loss=True)").options == {"aux_loss": True}
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "fcn_resnet50(None)",
+        "fcn_resnet50(replace_stride_with_dilation=[True, True, True])",
         "FPN(__import__('os').getcwd())",
         "os.system('true')",
         "FPN('resnet18', in_channels=4)",
@@ -167,12 +191,6 @@ def test_a_broken_sidecar_names_its_file(tmp_path: Path) -> None:
 
 
 # --- headers of weights files ---
-
-
-def a_header(path: Path, header: object, data: bytes = b"") -> Path:
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return path
 
 
 def test_outputs_are_read_from_the_header(shared_weights: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -61,7 +62,13 @@ def test_exported_pooling_is_torchs_adaptive_pooling(size: tuple[int, int]) -> N
         torch.testing.assert_close(MatmulPool(bins)(x), F.adaptive_avg_pool2d(x, bins))
 
 
-@pytest.mark.parametrize("name", ["espnet", "fpn:tu-tf_efficientnet_lite0", "pspnet:resnet18", "upernet:resnet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("espnet", "enet", "pspnet_r18_half", "lraspp_mobilenet_v3_large"),
+        *("fpn:tu-tf_efficientnet_lite0", "pspnet:resnet18", "upernet:resnet18"),
+    ],
+)
 def test_onnx_graph_gives_the_same_logits_at_any_batch_and_size(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     segmenter = Segmenter(build(name, 5), Preprocess(order="BGR"), 4, stride(name)).eval()
@@ -74,3 +81,11 @@ def test_onnx_graph_gives_the_same_logits_at_any_batch_and_size(name: str, tmp_p
         (logits,) = session.run(["logits"], {"image": images.numpy()})
         assert logits.shape == (shape[0], 4, *shape[1:3])
         assert np.abs(logits - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+def test_an_onnx_graph_has_no_auxiliary_head(tmp_path: Path) -> None:
+    network = build("pspnet_r18_half", 5)
+    write_onnx(Segmenter(network, Preprocess(), 5, 8).eval(), tmp_path / "model.onnx")
+    convolutions = [node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]
+    modules = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
+    assert len(convolutions) == len([name for name in modules if not name.startswith("auxiliary.")]) == len(modules) - 2

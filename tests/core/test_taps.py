@@ -2,10 +2,12 @@
 
 import gc
 import weakref
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from dsd_core.errors import SpecError
 from dsd_core.models import build, default_taps, head_taps
@@ -147,7 +149,7 @@ def test_a_module_that_runs_twice_is_an_error() -> None:
             taps.features()
 
 
-@pytest.mark.parametrize("name", ["espnet", "fpn:resnet18"])
+@pytest.mark.parametrize("name", ["espnet", "fpn:resnet18", "pspnet_r18_half", "lraspp_mobilenet_v3_large"])
 def test_taps_of_a_compiled_network_resolve_on_the_network_inside(name: str) -> None:
     network = build(name, 4).eval()
     images = torch.rand(1, 3, 64, 96)
@@ -161,3 +163,43 @@ def test_taps_of_a_compiled_network_resolve_on_the_network_inside(name: str) -> 
             torch.testing.assert_close(compiled(images), logits)
             for got, wanted in zip(taps.features(), expected, strict=True):
                 torch.testing.assert_close(got, wanted)
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_taps_fire_under_ddp_and_gradients_of_features_arrive() -> None:
+    torch.manual_seed(0)
+    network = build("pspnet_r18_half", 3)
+    names = (*default_taps(network), *head_taps(network))
+    wrapped = nn.parallel.DistributedDataParallel(network)
+    images = torch.rand(2, 3, 32, 48)
+    for _ in range(2):  # the second pass fails where the first left a gradient unreduced
+        with Taps(wrapped, names) as taps:
+            logits = wrapped(images)
+            features = taps.features()
+        assert [feature.shape[1] for feature in features] == [32, 64, 128, 256, 3, 64, 3]
+        (logits.mean() + sum(feature.square().mean() for feature in features)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_a_tap_before_an_activation_in_place_keeps_what_its_module_gave() -> None:
+    network = build("fpn:resnet18", 3).eval()
+    with Taps(network, ("encoder.bn1", "encoder.conv1")) as taps:
+        network(torch.rand(1, 3, 64, 96))
+        normalised, convolved = taps.features()
+    assert normalised.min() < 0  # a rectifier that wrote into it would have left no negative value
+    torch.testing.assert_close(normalised, network.encoder.bn1(convolved))
+
+
+def test_all_features_leaves_out_what_cannot_be_tapped() -> None:
+    net = Net(inplace=True)
+    with Taps(net, [name for name, _ in net.named_modules() if name]) as taps:
+        net(IMAGE)
+        assert list(taps.all_features()) == ["act", "second", "pair:0", "pair:1"]

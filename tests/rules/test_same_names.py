@@ -6,8 +6,8 @@ from typing import get_args
 
 from dsd_core import errors
 from dsd_core.data import DATASETS
-from dsd_core.models.names import OPTIONS
-from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, DatasetSpec, parse_spec
+from dsd_core.models.names import OPTIONS, STRIDES
+from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, DatasetSpec, parse_spec
 from jobs.status import MOVES, OUTCOMES, TERMINAL, Reason
 
 
@@ -16,7 +16,7 @@ def test_the_spec_names_the_datasets_there_are() -> None:
 
 
 def test_every_network_has_its_options() -> None:
-    assert set(OPTIONS) == {*OWN_NETWORKS, *DECODERS}
+    assert set(OPTIONS) == set(STRIDES) == {*OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS}
 
 
 def test_every_preset_parses() -> None:
