@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dsd_core.errors import DataError, SpecError, WeightsError
-from dsd_core.export import onnx_session
+from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.sidecar import parse_network
 from dsd_core.pictures import Palette, colour, overlay
 from dsd_core.spec import NetworkSpec

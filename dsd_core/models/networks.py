@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from torch import nn
 
 from dsd_core.errors import SpecError
 from dsd_core.models.espnet import ESPNet
 from dsd_core.models.names import STRIDES, check_network
 from dsd_core.spec import NetworkSpec, network_spec
+
+
+@runtime_checkable
+class TapsItself(Protocol):
+    """A network that knows where it is tapped, since its names come from elsewhere."""
+
+    def default_taps(self) -> tuple[str, ...]: ...
+
+    def head_taps(self) -> tuple[str, str]: ...
 
 
 def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
@@ -29,6 +40,8 @@ def stride(network: NetworkSpec | str) -> int:
 
 def default_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the network's stages, shallow to deep, for `Taps`: 1/2 to 1/8 in ESPNet, 1/4 and below in others."""
+    if isinstance(module, TapsItself):
+        return module.default_taps()
     if isinstance(module, ESPNet):
         return ("encoder.level1", "encoder.level2", "encoder.level3")
     channels: list[int] = module.get_submodule("encoder").out_channels  # type: ignore[assignment]
@@ -37,6 +50,8 @@ def default_taps(module: nn.Module) -> tuple[str, ...]:
 
 def head_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the head's input and of the logits at the head's own resolution; no network has auxiliary logits."""
+    if isinstance(module, TapsItself):
+        return module.head_taps()
     return ("conv", "classifier") if isinstance(module, ESPNet) else ("decoder", "segmentation_head.0")
 
 
