@@ -25,6 +25,7 @@ from dsd_core.models.onnx_session import onnx_session
 Size = tuple[int, int]
 STAGES = (4, 8, 16, 32)
 STRIDES = (1, 8, 16, 32, 64, 128)
+LINEAR = ("Conv", "ConvTranspose", "BatchNormalization", "MatMul")  # no activations yet
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -166,8 +167,9 @@ def open_onnx_teacher(
     found = _try(trial, images, size)
     logits = _logits_output(file, found, classes, output)
     head = file.head(logits.name)
-    shapes = {name.removeprefix(SHAPE_OF): tuple(shape) for name, shape in found.items() if name.startswith(SHAPE_OF)}
-    stages = taps or stage_ends(shapes, size, None if head is None else head[1])
+    shapes = {name: tuple(found[SHAPE_OF + name]) for name in file.activations if SHAPE_OF + name in found}
+    ends = {name: shape for name, shape in shapes.items() if file.tensors[name].op_type not in LINEAR}
+    stages = taps or stage_ends(ends, size, None if head is None else head[1])
     session = onnx_session(
         path,
         serialized=file.with_outputs([logits.name, *stages, *(head or ())]),
@@ -218,14 +220,18 @@ def _image_input(path: Path, session: onnxruntime.InferenceSession) -> ImageInpu
 
 def _stride(path: Path, session: onnxruntime.InferenceSession, images: ImageInput) -> int:
     """The least of STRIDES whose odd multiples the graph takes as height and width. Raises WeightsError where none."""
-    reason: Exception | None = None
+    reason: Exception | str = "its output is larger than the image"
     for stride in (1,) if images.size else STRIDES:
         times = (64 // stride) | 1
+        size = images.size or (stride * times, stride * (times + 2))
         try:
-            _try(session, images, images.size or (stride * times, stride * (times + 2)), shapes=False)
+            outputs = _try(session, images, size, shapes=False)
         except Exception as error:  # onnxruntime's errors have no common class below Exception
             reason = error
-        else:
+            continue
+        # Decoders that double the size overshoot where a side was rounded up on the way down.
+        sides = [value.shape[2:] for value in outputs.values() if value.ndim == 4]
+        if images.channels_last or all(high <= size[0] and wide <= size[1] for high, wide in sides):
             return stride
     raise WeightsError(
         f"{path} does not run on an image: {reason}",
@@ -240,7 +246,9 @@ def _try(session: onnxruntime.InferenceSession, images: ImageInput, size: Size, 
     random = np.random.default_rng(0)
     normal = random.normal(size=(images.batch or 1, 3, *size)).astype(np.float32)
     given = images.arrange(127 + 64 * normal if images.takes_bytes else normal)
-    arrays = session.run(wanted, {images.name: given})
+    quiet = onnxruntime.RunOptions()
+    quiet.log_severity_level = 4  # a size that the graph does not take is told by the exception alone
+    arrays = session.run(wanted, {images.name: given}, quiet)
     return dict(zip(wanted, arrays, strict=True))
 
 

@@ -77,7 +77,8 @@ def load_encoder(network: nn.Module, path: Path, *, field: str, min_share: float
     renamed = {ours + name.removeprefix(theirs): shape for name, shape in found.items() if name.startswith(theirs)}
     others = tuple(name for name in found if not name.startswith(theirs))
     fit = _compare(path, wanted, renamed)
-    fit = Fit(path, fit.matched, fit.missing, (*fit.unexpected, *others), fit.reshaped)
+    unexpected = (theirs + name.removeprefix(ours) for name in fit.unexpected)
+    fit = Fit(path, fit.matched, fit.missing, (*unexpected, *others), fit.reshaped)
     if fit.share < min_share:
         raise _misfit(fit, min_share, field)
     there = {theirs + name.removeprefix(ours): name for name in fit.matched}
