@@ -47,7 +47,7 @@ def convert(source: Path, target: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _read_in_child(source: Path, written: Path) -> None:
-    command = [sys.executable, "-m", "dsd_core.models.unpickle", str(source), str(written)]
+    command = [sys.executable, "-P", "-m", "dsd_core.models.unpickle", str(source), str(written)]
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     # Started in this folder, so that relative entries of PYTHONPATH mean the same; the child leaves it at once.
     environment = kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -145,3 +145,13 @@ def test_espnet_with_the_published_camvid_weights_scores_what_was_measured_elsew
     assert score["images"] == 101
     assert score["miou"] == pytest.approx(0.6935, abs=0.001)
     assert score["pixel_accuracy"] == pytest.approx(0.9330, abs=0.001)
+
+
+def test_convert_turns_a_checkpoint_into_safetensors_and_says_what_it_wrote(tmp_path):
+    torch.save({"state_dict": {"module.weight": torch.ones(2, 3)}}, tmp_path / "w.pt")
+    done = run("convert", tmp_path / "w.pt", tmp_path / "w.safetensors", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(tmp_path / "w.safetensors"), "tensors": 1, "values": 6}
+    (tmp_path / "w.pt").write_bytes(b"\x80\x04.")
+    again = run("convert", tmp_path / "w.pt", tmp_path / "again.safetensors")
+    assert again.returncode == 66 and "w.pt cannot be converted" in again.stderr and "Traceback" not in again.stderr
