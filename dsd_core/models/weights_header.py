@@ -17,7 +17,7 @@ from typing import Any
 from dsd_core.errors import WeightsError
 from dsd_core.spec import NetworkSpec
 
-HEADER_LIMIT_BYTES = 4_000_000  # 30,000 tensors and more; the largest networks of the zoos have some 2,000
+HEADER_LIMIT_BYTES = 1_000_000  # some 8,000 tensors; the largest networks of the zoos have 2,500
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 # Half precision is widened on loading. One byte a value means quantised weights, which need scales to be understood.
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "BOOL": 1}

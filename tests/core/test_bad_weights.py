@@ -166,17 +166,18 @@ def a_tensor(first: int, last: int, shape: list[int], dtype: str = "F32") -> dic
     return {"dtype": dtype, "shape": shape, "data_offsets": [first, last]}
 
 
-def million_tensors() -> bytes:
-    return (
-        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}' % i for i in range(1_000_000)) + b"}"
-    )
+def many_tensors(count: int) -> bytes:
+    """Neighbours without a gap, so that only the end of the file shows that something is wrong."""
+    parts = (b'"%d":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}' % (i, 4 * i, 4 * i + 4) for i in range(count))
+    return b"{" + b",".join(parts) + b"}"
 
 
 HEADERS: dict[str, Callable[[Path], None]] = {
     "a header of 8 EiB": lambda path: with_header(path, {}, length=2**63),
     "a header longer than the file": lambda path: with_header(path, {}, length=2**20),
     "a header over the limit": lambda path: with_header(path, b" " * (HEADER_LIMIT_BYTES + 1)),
-    "a million tensors": lambda path: with_header(path, million_tensors(), b"\0" * 4),
+    "a million tensors": lambda path: with_header(path, many_tensors(1_000_000), b"\0" * 4),
+    "as many tensors as go into a header": lambda path: with_header(path, many_tensors(14_000), b"\0" * 3),
     "a tensor of 4 EiB": lambda path: with_header(path, {"a": a_tensor(0, 4, [2**60])}, b"\0" * 4),
     "offsets past the end": lambda path: with_header(path, {"a": a_tensor(0, 2**62, [2**60])}, b"\0" * 4),
     "overlapping offsets": lambda path: with_header(
