@@ -199,9 +199,12 @@ HEADERS: dict[str, Callable[[Path], None]] = {
 def test_a_lying_header_is_refused_at_once_and_in_little_memory(name: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     HEADERS[name](path)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    error = refused(path, lambda: shapes_in(path))
-    assert time.process_time() - start < 0.1
+    before, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    for _ in range(3):  # a garbage collection of all that other tests left may fall into one
+        start = time.process_time()
+        error = refused(path, lambda: shapes_in(path))
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 * 1024, "KiB more at most"
     assert "not a whole safetensors file" in error.message and error.field == "/teacher/weights"
 
