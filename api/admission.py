@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.registry import find_version
 from dsd_core.check import Checked, check
 from dsd_core.errors import DataError, SpecError
-from dsd_core.spec import JobSpec, parse_model
+from dsd_core.spec import TEACHER_SOURCES, JobSpec, parse_model
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -88,7 +88,7 @@ def _shape(spec: dict[str, Any]) -> list[Any]:
     teacher = spec["teacher"] or {}
     return [
         spec["student"]["network"],
-        [teacher.get(part) for part in ("network", "weights", "model")],
+        [teacher.get(part) for part in ("network", *TEACHER_SOURCES)],
         [spec["dataset"]["name"], spec["dataset"]["size"], spec["train"]["augment"]["crop"]],
         [loss["loss"] for loss in spec["losses"]],
     ]

@@ -253,6 +253,8 @@ class Catalog(Answer):
     """Losses by one name."""
     datasets: list[Json]
     """Each with name, description, whether it needs a root, and the JSON Schema of its fields."""
+    zoo_teachers: list[Json]
+    """Networks with published weights: each with name, what it was trained on, number of classes, and licence."""
     job_schema: Json
     """JSON Schema of a whole job: the body of a submission."""
 

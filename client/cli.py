@@ -299,6 +299,17 @@ def inspect(context: typer.Context) -> None:
     local.replace_process(local.program("dsd_core", "inspect", *context.args))
 
 
+weights = typer.Typer(help="Weights files.", no_args_is_help=True)
+app.add_typer(weights, name="weights")
+
+
+@weights.command(context_settings=PASS_ON)
+def convert(context: typer.Context) -> None:
+    """Turn a PyTorch checkpoint into safetensors, running nothing in it: FILE.pt, then FILE.safetensors."""
+    local.need("torch", "core", "Converting weights")
+    local.replace_process(local.program("dsd_core", "convert", *context.args))
+
+
 def _watch(client: Client, job_id: str, as_json: bool) -> None:
     console = _console(as_json)
     job = client.job(job_id)

@@ -20,6 +20,7 @@ from client.save import save
 from client.service import started
 from client.view import JobView
 from dsd_core.errors import DsdError
+from dsd_core.spec import TEACHER_SOURCES
 
 Json = dict[str, Any]
 REGISTER_S = 180.0  # MLflow's first start takes a while, and the model is registered there
@@ -68,7 +69,7 @@ def job(name: str, data: Path | None = None, taught_by: Json | None = None) -> J
     if data:
         job["dataset"] |= {"root": str(data.expanduser().resolve())}
     if taught_by:
-        kept = {name: value for name, value in job["teacher"].items() if name not in ("weights", "model")}
+        kept = {name: value for name, value in job["teacher"].items() if name not in TEACHER_SOURCES}
         job["teacher"] = kept | taught_by
     return job
 

@@ -11,7 +11,13 @@ import yaml
 from dsd_core.errors import SpecError
 
 Json = dict[str, Any]
-PATHS = (("dataset", "root"), ("teacher", "weights"), ("student", "weights"))
+PATHS = (
+    ("dataset", "root"),
+    ("teacher", "weights"),
+    ("teacher", "onnx"),
+    ("student", "weights"),
+    ("student", "encoder_file"),
+)
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Json:
@@ -52,7 +58,7 @@ def apply(job: Json, override: str) -> None:
 
 
 def absolute(job: Json, base: Path) -> Json:
-    """The job with its paths on this machine made absolute: dataset.root, teacher.weights, student.weights."""
+    """The job with its paths on this machine made absolute: the fields of PATHS."""
     job = dict(job)
     for part, name in PATHS:
         fields = job.get(part)

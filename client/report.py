@@ -207,6 +207,7 @@ def catalog_table(catalog: Json) -> Table:
         "losses": ", ".join(_catalog_names(catalog["losses"])),
         "presets of losses": ", ".join(catalog["presets"]),
         "datasets": ", ".join(_catalog_names(catalog["datasets"])),
+        "teachers (zoo)": ", ".join(_catalog_names(catalog["zoo_teachers"])),
     }
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)

@@ -6,6 +6,7 @@ A process ends with the exit code of its error class (`dsd_core.errors`); 0 mean
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -166,6 +167,21 @@ def inspect(
     height_width = _parse_size(size) or (512, 512)
     found = inspect_network(network_from_text(network, field="NETWORK"), classes, height_width, field="NETWORK")
     print(json.dumps(found.as_dict()) if as_json else as_text(found))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="PyTorch checkpoint, .pt or .pth")],
+    target: Annotated[Path, typer.Argument(help="safetensors file to write")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Write a checkpoint's tensors as safetensors; it is read in a process of its own, and nothing in it is run."""
+    from dsd_core.models.pickles import convert as convert_file
+
+    shapes = convert_file(source, target)
+    values = sum(math.prod(shape) for shape in shapes.values())
+    figures = {"file": str(target), "tensors": len(shapes), "values": values}
+    print(json.dumps(figures) if as_json else f"Wrote {target}: {len(shapes)} tensors, {values:,} values.")
 
 
 def main() -> None:

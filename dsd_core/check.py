@@ -15,7 +15,10 @@ from dsd_core.data.scan import scan
 from dsd_core.errors import SpecError
 from dsd_core.legs import legs
 from dsd_core.models.names import check_network
-from dsd_core.spec import JobSpec
+from dsd_core.models.onnx_header import check_onnx_file
+from dsd_core.models.weights_header import shapes_in
+from dsd_core.models.zoo_names import check_zoo_teacher
+from dsd_core.spec import JobSpec, Student
 from dsd_core.weights import describe_weights, fitting_outputs
 
 
@@ -71,7 +74,9 @@ def _paths(spec: JobSpec) -> dict[str, str]:
     named = {
         "/dataset/root": spec.dataset.root,
         "/student/weights": spec.student.weights,
+        "/student/encoder_file": spec.student.encoder_file,
         "/teacher/weights": spec.teacher.weights if spec.teacher else None,
+        "/teacher/onnx": spec.teacher.onnx if spec.teacher else None,
     }
     return {pointer: path for pointer, path in named.items() if path is not None}
 
@@ -93,8 +98,13 @@ def _check_path(text: str, pointer: str, data_roots: Sequence[Path], service: bo
 
 def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
     findings = []
-    if spec.student.weights is not None:
-        fitting_outputs(Path(spec.student.weights), spec.student.network, classes, field="/student/weights")
+    _check_start(spec.student, classes)
+    if spec.teacher is not None and spec.teacher.onnx is not None:
+        check_onnx_file(Path(spec.teacher.onnx))
+        findings.append(Finding("info", "/teacher/onnx", "The graph is tried on an image when the run starts."))
+    if spec.teacher is not None and spec.teacher.zoo is not None:
+        entry = check_zoo_teacher(spec.teacher.zoo, classes)
+        findings.append(Finding("info", "/teacher/zoo", f"Trained on {entry.dataset}; licence {entry.licence}."))
     if spec.teacher is not None and spec.teacher.weights is not None:
         path = Path(spec.teacher.weights)
         network, preprocess = describe_weights(path, spec.teacher.network, spec.teacher.preprocess)
@@ -112,6 +122,16 @@ def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
                 Finding("info", "/teacher/weights", f"Its last output (of {outputs}) is taken as void and left out.")
             )
     return findings
+
+
+def _check_start(student: Student, classes: tuple[str, ...]) -> None:
+    """The header of the file that the student starts from; with a share below 1 its classes may be others."""
+    if student.encoder_file is not None:
+        shapes_in(Path(student.encoder_file), field="/student/encoder_file")
+    if student.weights is not None and student.weights_share < 1:
+        shapes_in(Path(student.weights), field="/student/weights")
+    elif student.weights is not None:
+        fitting_outputs(Path(student.weights), student.network, classes, field="/student/weights")
 
 
 def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:

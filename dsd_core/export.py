@@ -23,16 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from dsd_core.checkpoint import storage_error
-from dsd_core.errors import DsdError, WeightsError
+from dsd_core.errors import DsdError
 from dsd_core.events import Cost, FileInfo, Result, Score, SeedResult
 from dsd_core.models.cost import count_flops, deployed_params, latency_ms
 from dsd_core.models.onnx_graph import write_onnx
+from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec, Preprocess
 from dsd_core.spread import over_seeds
@@ -120,18 +120,6 @@ def check_parity(student: Segmenter, path: Path, size: tuple[int, int]) -> tuple
         )
     fixed_size = not elsewhere <= PARITY
     return (at_size if fixed_size else max(at_size, elsewhere)), fixed_size
-
-
-def onnx_session(path: Path) -> onnxruntime.InferenceSession:
-    """An ONNX file ready to run on the CPU, with as many threads as torch has. Raises WeightsError for another kind
-    of file."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no common class below Exception
-        raise WeightsError(f"{path} is not an ONNX model that onnxruntime can run: {error}") from error
 
 
 def measure_cost(segmenter: nn.Module, network: NetworkSpec, classes: int, size: tuple[int, int]) -> Cost:

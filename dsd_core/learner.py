@@ -20,6 +20,7 @@ from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
+from dsd_core.models.weights import Fit, load_encoder
 from dsd_core.optim import Precision, Weights, backward, build_optimizer
 from dsd_core.spec import JobSpec, Loss
 
@@ -37,6 +38,7 @@ class Learner:
     average: AveragedModel | None
     precision: Precision
     clip_norm: float
+    started_from: Fit | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     best_miou: float = -1.0
 
@@ -140,7 +142,8 @@ def build_learner(
     WeightsError."""
     training = spec.train
     torch.manual_seed(training.seed)
-    student = build_student(spec, classes).to(device).to(memory_format=memory_format(spec))
+    student, started_from = build_student(spec, classes)
+    student = student.to(device).to(memory_format=memory_format(spec))
     # The copy is made before the task hooks the student, or it would carry the hooks too.
     average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(training.ema)) if training.ema else None
     student_layers, teacher_layers = choose_layers(spec, losses, student, teacher)
@@ -164,16 +167,21 @@ def build_learner(
         average,
         precision,
         clip_norm,
+        started_from,
     )
 
 
-def build_student(spec: JobSpec, classes: int) -> Segmenter:
-    """The student's network with the weights it starts from."""
-    network = spec.student.network
-    module = build(network, classes)
-    if spec.student.weights is not None:
-        load_weights(module, Path(spec.student.weights), field="/student/weights")
-    return Segmenter(module, spec.student.preprocess, classes, stride(network))
+def build_student(spec: JobSpec, classes: int) -> tuple[Segmenter, Fit | None]:
+    """The student's network with the weights it starts from, and how their file fitted. Raises WeightsError."""
+    student, fit = spec.student, None
+    module = build(student.network, classes)
+    if student.weights is not None:
+        fit = load_weights(module, Path(student.weights), field="/student/weights", min_share=student.weights_share)
+    if student.encoder_file is not None:
+        fit = load_encoder(
+            module, Path(student.encoder_file), field="/student/encoder_file", min_share=student.weights_share
+        )
+    return Segmenter(module, student.preprocess, classes, stride(student.network)), fit
 
 
 def choose_layers(

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from dsd_core.errors import DataError, SpecError, WeightsError
-from dsd_core.export import onnx_session
+from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.sidecar import network_from_text
 from dsd_core.pictures import Palette, colour, overlay
 from dsd_core.teacher import load_segmenter

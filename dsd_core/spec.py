@@ -136,34 +136,67 @@ class Student(Part):
     preprocess: Preprocess = Preprocess()
     """What it wants done to the pixels; becomes part of the exported student."""
     weights: Text | None = None
-    """A safetensors file to start from; every tensor must match. None starts from random (or encoder_weights)."""
+    """A safetensors file to start from. None starts from random (or encoder_weights)."""
+    encoder_file: Text | None = None
+    """A safetensors file of a backbone, such as one trained on ImageNet, for the encoder alone; prefixes of names are
+    found by comparing names and shapes."""
+    weights_share: Fraction = 1.0
+    """The least share of tensors that the file must fill, by name and shape, of the network or of its encoder. 1 with
+    `weights` wants exactly the network's tensors; below 1, what does not fit is left out and reported."""
     taps: tuple[str, ...] = ()
     """Modules whose outputs are compared, shallow to deep; `name:3` takes item 3 of a module that returns a list.
     Empty takes the network's default: one per stage."""
 
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.weights is not None and self.encoder_file is not None:
+            raise ValueError("give at most one of `weights` (the whole network) and `encoder_file` (its encoder).")
+        if self.encoder_file is not None and self.network.encoder_weights is not None:
+            raise ValueError("`encoder_file` takes the place of `network.encoder_weights`; leave one of them out.")
+        return self
+
+
+TEACHER_SOURCES = ("weights", "model", "onnx", "zoo")
+
 
 class Teacher(Part):
-    """The network that teaches: frozen, from a weights file or from a model this service has registered."""
+    """The network that teaches, frozen, from exactly one source: `weights`, `model`, `onnx` or `zoo`."""
 
     weights: Text | None = None
     """A safetensors file on the workers' machine. A `.json` beside it of the same name may say network and
     preprocessing."""
     model: Text | None = None
     """A registered model: `name`, `name@alias` or `name/version`. `name` alone means alias latest-good."""
+    onnx: Text | None = None
+    """An ONNX file on the workers' machine, exported by any framework; its logits or class probabilities teach."""
+    output: Text | None = None
+    """With `onnx`: the tensor that holds the logits. None takes the first output of four dimensions."""
+    zoo: Text | None = None
+    """A segmentation network with published weights, by its name in `GET /catalog`; they are downloaded."""
     network: Network | None = None
     """Its architecture, unless the `.json` beside the weights or the registered model says it."""
     preprocess: Preprocess | None = None
     """What it wants done to the pixels, unless the `.json` beside the weights or the registered model says it."""
     taps: tuple[str, ...] = ()
-    """As the student's, in the same number and order."""
+    """As the student's, in the same number and order; with `onnx` names of tensors in the graph."""
     floor: Fraction = 0.1
     """The least mIoU on the validation split; below it the job fails before training, for the preprocessing is then
     wrong."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.weights is None) == (self.model is None):
-            raise ValueError("give exactly one of `weights` (a safetensors file) and `model` (a registered model).")
+        given = [source for source in TEACHER_SOURCES if getattr(self, source) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of `weights` (a safetensors file), `model` (a registered model), `onnx` (an ONNX "
+                "file) and `zoo` (a published network)."
+            )
+        if self.output is not None and self.onnx is None:
+            raise ValueError("`output` names a tensor of an ONNX graph; give it with `onnx`.")
+        if self.network is not None and given[0] in ("onnx", "zoo"):
+            raise ValueError(f"`{given[0]}` brings its network; leave `network` out.")
+        if self.zoo is not None and self.preprocess is not None:
+            raise ValueError("`zoo` brings its preprocessing; leave `preprocess` out.")
         return self
 
 

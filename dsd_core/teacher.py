@@ -10,7 +10,7 @@ from dsd_core.errors import SpecError
 from dsd_core.models import build, load_weights, outputs_in, stride
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.spec import NetworkSpec, Preprocess, Teacher
-from dsd_core.weights import describe_weights, fitting_outputs
+from dsd_core.weights import describe_onnx, describe_weights, fitting_outputs
 
 
 def load_segmenter(
@@ -35,9 +35,19 @@ def load_segmenter(
 
 
 def load_teacher(
-    teacher: Teacher, classes: Sequence[str], weights: Path | None = None
-) -> tuple[Segmenter, NetworkSpec, str]:
-    """The teacher, its network's spec and the sha256 of its file; `weights` stands in for a registered model's file."""
+    teacher: Teacher, classes: Sequence[str], weights: Path | None = None, *, sizes: Sequence[tuple[int, int]] = ()
+) -> tuple[Segmenter, NetworkSpec | None, str]:
+    """The teacher, its network's spec where it has one, and the sha256 of its file.
+
+    `weights` stands in for the spec's source, such as a registered model's file; `sizes` are those of the images it
+    will see. Raises SpecError, WeightsError.
+    """
+    if weights is None and teacher.onnx is not None:
+        return load_onnx(teacher, classes, sizes)
+    if weights is None and teacher.zoo is not None:
+        from dsd_core.models.zoo_teachers import load_zoo_teacher  # importing the zoo takes seconds
+
+        return load_zoo_teacher(teacher.zoo, classes)
     if weights is None and teacher.weights is None:
         raise SpecError(
             f"The registered model {teacher.model!r} was not fetched.",
@@ -50,3 +60,18 @@ def load_teacher(
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return segmenter, network, digest
+
+
+def load_onnx(
+    teacher: Teacher, classes: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> tuple[Segmenter, None, str]:
+    """The teacher in an ONNX file. A graph that takes 8-bit pixels has its preprocessing inside; others say it in the
+    spec or beside the file. Raises SpecError, WeightsError."""
+    from dsd_core.models.onnx_teacher import open_onnx_teacher
+
+    path = Path(str(teacher.onnx))
+    network, padded_to, digest = open_onnx_teacher(path, len(classes), output=teacher.output, taps=teacher.taps)
+    for size in sizes:
+        network.refuse_other_size(size)
+    preprocess = describe_onnx(path, teacher.preprocess, classes, takes_bytes=network.images.takes_bytes)
+    return Segmenter(network, preprocess, len(classes), padded_to).eval(), None, digest

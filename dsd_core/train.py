@@ -176,10 +176,15 @@ def prepare(
         weights = log_class_weights(torch.tensor(shares, dtype=torch.float32))
     run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
     if spec.teacher is not None:
-        segmenter, run.teacher_network, run.teacher_digest = load_teacher(spec.teacher, run.classes, teacher_weights)
+        segmenter, run.teacher_network, run.teacher_digest = load_teacher(
+            spec.teacher, run.classes, teacher_weights, sizes=(spec.train.augment.crop or train_set.size, val_set.size)
+        )
         run.teacher = Frozen(segmenter).to(device).to(memory_format=memory_format(spec))
     # Names of taps and shapes of weights are proved before anything is trained.
-    build_leg(run, next(leg for leg in run.legs if leg.exported)).task.close()
+    learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
+    learner.task.close()
+    if learner.started_from is not None:
+        emit(Note(message=f"The student starts from {learner.started_from}"))
     return run
 
 

@@ -12,6 +12,8 @@ from dsd_core.models.sidecar import PREPROCESS, parse_preprocess, read_sidecar
 from dsd_core.models.weights_header import outputs_in, with_options_of
 from dsd_core.spec import NetworkSpec, Preprocess
 
+_SAME_CLASSES = "Both must have the same classes in the same order; one more output, void, is left out."
+
 
 def describe_weights(
     weights: Path, network: NetworkSpec | None, preprocess: Preprocess | None, *, field: str = "/teacher"
@@ -46,17 +48,48 @@ def fitting_outputs(
     Where the config beside the file names its classes, they must be these in this order.
     """
     outputs = outputs_in(weights, network, field=field)
-    hint = "Both must have the same classes in the same order; one more output, void, is left out."
     if outputs not in (len(classes), len(classes) + 1):
-        raise SpecError(f"{weights} has {outputs} classes, the dataset has {len(classes)}.", field=field, hint=hint)
+        raise SpecError(
+            f"{weights} has {outputs} classes, the dataset has {len(classes)}.", field=field, hint=_SAME_CLASSES
+        )
+    refuse_other_classes(weights, classes, field)
+    return outputs
+
+
+def describe_onnx(
+    path: Path, preprocess: Preprocess | None, classes: Sequence[str], *, takes_bytes: bool
+) -> Preprocess:
+    """Preprocessing of an ONNX file: as given, else from the `.json` beside it; a graph that takes 8-bit pixels gets
+    them as they are, in the order given. Raises SpecError, also where the config beside names other classes."""
+    refuse_other_classes(path, classes, "/teacher/onnx")
+    if takes_bytes:
+        as_it_is = Preprocess(order=preprocess.order if preprocess else "RGB", mean=(0, 0, 0), std=(1, 1, 1))
+        if preprocess not in (None, as_it_is):
+            raise SpecError(
+                f"{path} takes 8-bit pixels, so its preprocessing is inside the graph.",
+                field="/teacher/preprocess",
+                hint="Leave preprocess out, or give order alone with mean 0, 0, 0 and std 1, 1, 1.",
+            )
+        return as_it_is
+    preprocess = preprocess or read_sidecar(path)[1]
+    if preprocess is None:
+        raise SpecError(
+            f"Nothing says the preprocessing of {path}.",
+            field="/teacher/preprocess",
+            hint=f"Give preprocess, or put it into a {path.stem}.json beside the file.",
+        )
+    return preprocess
+
+
+def refuse_other_classes(weights: Path, classes: Sequence[str], field: str) -> None:
+    """Raise SpecError where the config beside the file names other classes than the dataset's."""
     named = _classes_beside(weights)
     if named and named[: len(classes)] != list(classes):
         raise SpecError(
             f"{weights} was trained for the classes {', '.join(named)}; the dataset has {', '.join(classes)}.",
             field=field,
-            hint=hint,
+            hint=_SAME_CLASSES,
         )
-    return outputs
 
 
 def _classes_beside(weights: Path) -> list[str] | None:

@@ -14,6 +14,7 @@ from api.schemas import Catalog, Encoders, Network
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
 from dsd_core.models.names import OPTIONS, STRIDES, encoders
+from dsd_core.models.zoo_names import ZOO_TEACHERS
 from dsd_core.spec import (
     DECODERS,
     OWN_NETWORKS,
@@ -39,6 +40,7 @@ def get_catalog(
         losses=_losses(),
         presets=PRESETS,
         datasets=_datasets(),
+        zoo_teachers=_zoo_teachers(),
         job_schema=_schema(JobSpec),
     )
 
@@ -55,6 +57,13 @@ def _networks() -> list[Network]:
             stride=STRIDES[name],
         )
         for name, text in described.items()
+    ]
+
+
+def _zoo_teachers() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "dataset": entry.dataset, "classes": entry.classes, "licence": entry.licence}
+        for name, entry in ZOO_TEACHERS.items()
     ]
 
 

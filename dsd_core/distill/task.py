@@ -132,7 +132,7 @@ def _channels(run: nn.Module, network: nn.Module, layers: Names) -> dict[str, li
         return {}
     was_training = run.training
     side = 2 * max(int(getattr(getattr(run, "module", run), "stride", 32)), 32)
-    image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(run.parameters()).device)
+    image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(run.buffers()).device)
     with ExitStack() as hooks, torch.no_grad():
         taps = {kind: hooks.enter_context(Taps(network, names)) for kind, names in layers.items()}
         run.eval()(image)

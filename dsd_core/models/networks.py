@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import nn
 
@@ -19,6 +21,15 @@ _WITHOUT_OPTIONS = {
     "pspnet_r18": pspnet_r18,
     "pspnet_r18_half": pspnet_r18_half,
 }
+
+
+@runtime_checkable
+class TapsItself(Protocol):
+    """A network that knows where it is tapped, since its names come from elsewhere."""
+
+    def default_taps(self) -> tuple[str, ...]: ...
+
+    def head_taps(self) -> tuple[str, str]: ...
 
 
 def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
@@ -50,12 +61,14 @@ def stride(network: NetworkSpec | str) -> int:
 
 def default_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the network's stages, shallow to deep, for `Taps`."""
-    return tap_names(module).stages
+    return module.default_taps() if isinstance(module, TapsItself) else tap_names(module).stages
 
 
 def head_taps(module: nn.Module) -> tuple[str, ...]:
     """Names of the auxiliary logits (where there are any), the head's feature, and the logits at the head's own
     resolution."""
+    if isinstance(module, TapsItself):
+        return module.head_taps()
     names = tap_names(module)
     return (*filter(None, [names.auxiliary]), names.head, names.logits)
 

@@ -120,6 +120,8 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _point(network: nn.Module, name: str, field: str) -> tuple[str, int | None]:
     """Module name and item that the tap's name stands for. Raises SpecError where there is no such module."""
+    if name in (renamed := getattr(network, "tap_modules", {})):  # such as the tensors of an ONNX graph
+        return renamed[name], None
     match = re.fullmatch(r"(.+):(\d+)", name)
     module_name, item = (match[1], int(match[2])) if match else (name, None)
     modules = {known for known, _ in network.named_modules() if known}

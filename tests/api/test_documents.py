@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
 from dsd_core.models.names import encoders
+from dsd_core.models.zoo_names import ZOO_TEACHERS
 from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, JobSpec, parse_spec
 from tests.api.conftest import Service, problem_in, serving
 
@@ -31,6 +32,7 @@ def test_the_catalog_holds_every_name_that_a_spec_may_hold(steady: Service) -> N
     assert [loss["name"] for loss in catalog["losses"]] == list(LOSSES)
     assert catalog["presets"] == PRESETS
     assert [dataset["name"] for dataset in catalog["datasets"]] == list(DATASETS)
+    assert [teacher["name"] for teacher in catalog["zoo_teachers"]] == list(ZOO_TEACHERS)
     assert catalog["encoders"]["count"] == len(encoders())
     assert all(entry["description"] for kind in ("networks", "losses", "datasets") for entry in catalog[kind])
 

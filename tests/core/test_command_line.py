@@ -165,3 +165,13 @@ def test_inspect_prints_one_json_object_and_an_unknown_network_is_an_error_with_
     failed = run("inspect", "enett")
     assert failed.returncode == SpecError.exit_code
     assert "'enett'" in failed.stderr and "Did you mean" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_convert_turns_a_checkpoint_into_safetensors_and_says_what_it_wrote(tmp_path):
+    torch.save({"state_dict": {"module.weight": torch.ones(2, 3)}}, tmp_path / "w.pt")
+    done = run("convert", tmp_path / "w.pt", tmp_path / "w.safetensors", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"file": str(tmp_path / "w.safetensors"), "tensors": 1, "values": 6}
+    (tmp_path / "w.pt").write_bytes(b"\x80\x04.")
+    again = run("convert", tmp_path / "w.pt", tmp_path / "again.safetensors")
+    assert again.returncode == 66 and "w.pt cannot be converted" in again.stderr and "Traceback" not in again.stderr

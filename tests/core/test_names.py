@@ -212,9 +212,7 @@ def test_a_missing_file_is_a_weights_error(tmp_path: Path) -> None:
         shapes_in(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x80\x04K", b"\xff" * 16, struct.pack("<Q", 4) + b"{]{]", b"PK\3\4" + b"0" * 50]
-)
+@pytest.mark.parametrize("content", [b"", b"\xff" * 16, struct.pack("<Q", 4) + b"{]{]"])
 def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
     with pytest.raises(WeightsError, match="not a whole safetensors file"):

@@ -17,10 +17,10 @@ from dsd_core.data.loader import eval_batches, train_batches
 from dsd_core.errors import DivergedError, Interrupted, SpecError, WeakTeacherError, WeightsError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Checkpoint, Evaluated, Note, Picture, Progress, Started
-from dsd_core.export import onnx_session
 from dsd_core.learner import build_learner
 from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
+from dsd_core.models.onnx_session import onnx_session
 from dsd_core.optim import backward, learning_rate
 from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
