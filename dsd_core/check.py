@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.scan import scan
+from dsd_core.data.scan import Scan, scan
 from dsd_core.errors import SpecError
 from dsd_core.models.names import check_network
-from dsd_core.spec import JobSpec
+from dsd_core.spec import JobSpec, needs_labels
 from dsd_core.weights import describe_weights, fitting_outputs
 
 
@@ -57,13 +58,34 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     data = spec.dataset
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
-    findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
+    findings = [*_check_weights(spec, train.classes), *_check_view(spec, train, val)]
     for split in (train, val) if data.root is not None else ():  # what is generated has no files to be bad
         scanned = scan(split, budget_s=budget_s / 2)
+        if split is train:
+            refuse_unfit_images(spec, train, scanned)
         if not scanned.complete:
             read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
             findings.append(Finding("info", "/dataset", read))
     return Checked(spec, findings, _estimate(spec, train, val), train.classes)
+
+
+def refuse_unfit_images(spec: JobSpec, train: Dataset, scanned: Scan) -> None:
+    """Raise SpecError where the job's losses or views cannot do with these training images."""
+    labelled = [loss.loss for loss in spec.losses if needs_labels(loss)]
+    if labelled and not train.labelled:
+        raise SpecError(
+            f"The training images have no labels, which the loss {', '.join(labelled)} needs.",
+            field="/losses",
+            hint="Set `labels: teacher` in ce, which takes the teacher's predictions for labels, or leave ce out.",
+        )
+    if len(scanned.sizes) > 1 and spec.train.augment.crop is None:
+        (first, second), *_ = combinations(scanned.sizes, 2)
+        raise SpecError(
+            f"The training images differ in size ({first[0]}x{first[1]} and {second[0]}x{second[1]} among them), and "
+            "views of one size are needed.",
+            field="/train/augment/crop",
+            hint="Set train.augment.crop to the (height, width) of a view, or dataset.size to bring all to one size.",
+        )
 
 
 def _paths(spec: JobSpec) -> dict[str, str]:
@@ -113,7 +135,7 @@ def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
     return findings
 
 
-def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
+def _check_view(spec: JobSpec, train: Dataset, val: Dataset) -> list[Finding]:
     findings = []
     if len(train) < spec.train.batch:
         findings.append(
@@ -123,6 +145,8 @@ def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
                 f"The batch ({spec.train.batch}) is larger than the training split ({len(train)} images).",
             )
         )
+    if not val.labelled:
+        findings.append(Finding("warning", "/dataset", "The validation images have no labels: no mIoU will be known."))
     if spec.evaluate.every_epochs > spec.train.epochs:
         findings.append(Finding("info", "/evaluate/every_epochs", "The student is scored only once, at the end."))
     return findings
