@@ -37,6 +37,9 @@ class Cached(Dataset):
         return item
 
     def size_of(self, index: int) -> Size:
+        if index in self._items:
+            height, width = self._items[index][1].shape
+            return height, width
         return self._dataset.size_of(index)
 
     def digests(self, index: int) -> tuple[bytes, ...]:

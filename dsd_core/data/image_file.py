@@ -8,6 +8,8 @@ pixels. Masks: PNG only, of ids in one channel (8 bits, or 16 where the dataset 
 
 from __future__ import annotations
 
+import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -15,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dsd_core.errors import DataError, shown
 
 FORMATS = ("PNG", "JPEG")
 MOST_PIXELS = 64_000_000
+MOST_BYTES = 4 * MOST_PIXELS
 IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 ID_MODES = ("L", "P")
 DEEP_MODES = (*ID_MODES, "I;16")
@@ -77,8 +80,16 @@ def read_colours(path: Path, field: str) -> np.ndarray:
 
 def image_size(path: Path, field: str) -> tuple[int, int]:
     """(height, width) from the file's header."""
-    with _opened(path, field) as image:
+    with _opened(path, field, header=True) as image:
         return image.height, image.width
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The file's content; ValueError where it is more than `most` bytes."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise ValueError(f"it has more than {most // 1_000_000} MB")
+        return file.read()
 
 
 @contextmanager
@@ -94,9 +105,12 @@ def _opened_mask(path: Path, field: str) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _opened(path: Path, field: str) -> Iterator[Image.Image]:
+def _opened(path: Path, field: str, *, header: bool = False) -> Iterator[Image.Image]:
+    """The image. Pillow asks a file for as many bytes as a chunk claims to have, and a file makes room for them before
+    it reads; content in memory gives what there is."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        source = path if header else io.BytesIO(read_bytes(path, MOST_BYTES))
+        with Image.open(source, formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             yield image
@@ -116,7 +130,8 @@ def _opened(path: Path, field: str) -> Iterator[Image.Image]:
 
 def _reason(error: Exception) -> str:
     """The error without the path, which the message names already."""
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0].rstrip(".")
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return "it is no PNG or JPEG" if isinstance(error, UnidentifiedImageError) else said.partition("\n")[0].rstrip(".")
 
 
 def _without_palette(image: Image.Image) -> Image.Image:

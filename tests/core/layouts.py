@@ -103,7 +103,7 @@ def sbd(root: Path) -> Path:
     return place
 
 
-def save_mat(path: Path, segmentation_HW: np.ndarray) -> Path:
+def save_mat(path: Path, segmentation_HW: np.ndarray, *, packed: bool = True) -> Path:
     """A file of SBD's cls folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     categories = np.unique(segmentation_HW)[:, None]
@@ -113,7 +113,7 @@ def save_mat(path: Path, segmentation_HW: np.ndarray) -> Path:
         "CategoriesPresent": categories,
     }
     content["Boundaries"][:] = 0
-    savemat(path, {"GTcls": content}, do_compression=True)
+    savemat(path, {"GTcls": content}, do_compression=packed)
     return path
 
 

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dsd_core.data import open_dataset
+from dsd_core.data.image_file import read_colours, read_ids, read_image
+from dsd_core.data.sbd import read_segmentation
 from dsd_core.errors import DataError
 from tests.core import layouts
 
@@ -134,6 +136,8 @@ def test_a_bad_mask_is_refused_with_name_reason_and_remedy(kind: str, root: Path
 SCAN = """
 import resource, sys
 from dsd_core.data import open_dataset
+from dsd_core.data.image_file import read_colours, read_ids, read_image
+from dsd_core.data.sbd import read_segmentation
 from dsd_core.data.scan import survey
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 survey(open_dataset("folder", sys.argv[1], "val"))
@@ -153,6 +157,69 @@ def test_a_folder_of_bad_files_takes_bounded_memory_and_runs_nothing(root: Path)
     count, hints, megabytes = done.stdout.split()
     assert int(count) == len(BAD_IMAGES) and hints == "True" and int(megabytes) <= 256
     assert not (Path.cwd() / "canary").exists()
+
+
+WHOLE = {
+    "PNG": saved(noisy(), "PNG"),
+    "palette": transparent_palette(),
+    "animation": BAD_IMAGES["animation"][0],
+    "JPEG": saved(noisy(), "JPEG"),
+    "progressive": saved(noisy("CMYK"), "JPEG", progressive=True),
+}
+CHANGES = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), min_size=1, max_size=6)
+
+
+def damaged(content: bytes, changes: list[tuple[int, int]], kept: float) -> bytes:
+    """Some bytes changed, half of them near the start where formats keep their lengths, and the end cut off."""
+    damage = bytearray(content)
+    for number, (place, value) in enumerate(changes):
+        damage[place % (len(damage) if number % 2 else min(len(damage), 200))] = value
+    return bytes(damage[: round(len(damage) * kept)])
+
+
+KEPT = st.sampled_from([1.0, 1.0, 0.9, 0.3])
+
+
+@settings(deadline=None, max_examples=120)
+@given(kind=st.sampled_from(sorted(WHOLE)), changes=CHANGES, kept=KEPT)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on notes of cameras that it cannot read
+def test_whatever_is_damaged_is_an_image_or_an_error_that_names_the_file(
+    kind: str, changes: list[tuple[int, int]], kept: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    path.write_bytes(damaged(WHOLE[kind], changes, kept))
+    for read in (read_image, read_ids, read_colours):
+        try:
+            assert read(path, "/dataset/root").size
+        except DataError as error:
+            assert "damaged.png" in error.message and error.hint
+
+
+@settings(deadline=None, max_examples=120)
+@given(packed=st.booleans(), changes=CHANGES, kept=KEPT)
+def test_whatever_is_damaged_in_a_mat_file_is_a_mask_or_an_error_that_names_the_file(
+    packed: bool, changes: list[tuple[int, int]], kept: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.mat"
+    layouts.save_mat(path, layouts.mask_of([0, 20]).astype(np.uint8), packed=packed)
+    path.write_bytes(damaged(path.read_bytes(), changes, kept))
+    try:
+        assert read_segmentation(path, "/dataset/root").dtype == np.uint8
+    except DataError as error:
+        assert "damaged.mat" in error.message and error.hint
+
+
+def test_a_chunk_that_claims_four_gigabytes_makes_no_room_for_them(root: Path) -> None:
+    content = bytearray(saved(noisy(), "PNG"))
+    start = content.index(b"IDAT") - 4
+    content[start : start + 4] = b"\xff\xff\xff\xff"
+    (root / "images" / "train" / "b.png").write_bytes(content)
+    code = (
+        "import resource, sys; from dsd_core.data import open_dataset;"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31)); open_dataset('folder', sys.argv[1], 'train')[1]"
+    )
+    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True)
+    assert "MemoryError" not in done.stderr
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dsd_core.data import DATASETS, Dataset, open_dataset
 from dsd_core.data.cityscapes import CLASSES as CITYSCAPES
 from dsd_core.data.cityscapes import PALETTE
 from dsd_core.data.class_list import voc_palette
+from dsd_core.data.sbd import read_segmentation
 from dsd_core.errors import DataError, NoSplitError, SpecError
 from tests.builders import tiny_camvid
 from tests.core import layouts
@@ -176,6 +177,12 @@ def test_sbd_beside_voc_adds_its_images_without_those_of_vocs_val(tmp_path: Path
     assert stems(train) == [*layouts.VOC_TRAIN, "2008_000002", "2008_000003"] and stems(val) == layouts.VOC_VAL
     assert ids_of(train, 0) == [*range(21), 255], "VOC's own mask goes before SBD's"
     assert ids_of(train, 2) == [0, 20] and not set(train.names) & set(val.names)
+
+
+def test_a_mat_file_that_is_not_packed_is_read_as_well(tmp_path: Path) -> None:
+    segmentation = layouts.mask_of([3, 20], (5, 7)).astype(np.uint8)
+    path = layouts.save_mat(tmp_path / "a.mat", segmentation, packed=False)
+    assert np.array_equal(read_segmentation(path, "/dataset/root"), segmentation)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "colours", "float", "out of range", "bomb", "pickle"])
