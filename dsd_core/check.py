@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.scan import Scan, scan
+from dsd_core.data.scan import Scan, remarks, scan
 from dsd_core.errors import SpecError
 from dsd_core.models.names import check_network
 from dsd_core.spec import JobSpec, needs_labels
@@ -58,11 +58,12 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     data = spec.dataset
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
-    findings = [*_check_weights(spec, train.classes), *_check_view(spec, train, val)]
+    findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
     for split in (train, val) if data.root is not None else ():  # what is generated has no files to be bad
         scanned = scan(split, budget_s=budget_s / 2)
         if split is train:
             refuse_unfit_images(spec, train, scanned)
+        findings += [Finding("warning", "/dataset", remark) for remark in remarks(split, scanned)]
         if not scanned.complete:
             read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
             findings.append(Finding("info", "/dataset", read))
@@ -135,7 +136,7 @@ def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
     return findings
 
 
-def _check_view(spec: JobSpec, train: Dataset, val: Dataset) -> list[Finding]:
+def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
     findings = []
     if len(train) < spec.train.batch:
         findings.append(
@@ -145,8 +146,6 @@ def _check_view(spec: JobSpec, train: Dataset, val: Dataset) -> list[Finding]:
                 f"The batch ({spec.train.batch}) is larger than the training split ({len(train)} images).",
             )
         )
-    if not val.labelled:
-        findings.append(Finding("warning", "/dataset", "The validation images have no labels: no mIoU will be known."))
     if spec.evaluate.every_epochs > spec.train.epochs:
         findings.append(Finding("info", "/evaluate/every_epochs", "The student is scored only once, at the end."))
     return findings

@@ -9,10 +9,9 @@ from typing import Any
 
 from dsd_core.data import open_dataset
 from dsd_core.data.dataset import SPLITS, Dataset, Size
-from dsd_core.data.scan import Scan, survey
+from dsd_core.data.scan import Scan, remarks, survey
 from dsd_core.errors import DataError, NoSplitError, SpecError, listed, shown
 
-SMALL_EDGE = 16
 Tell = Callable[[str, int, int], None]
 """Hears the split, how many of its items are done, and how many there are."""
 
@@ -136,22 +135,7 @@ def _look(report: Report, dataset: Dataset, tell: Tell) -> None:
     report.problems += [Problem(split, error.message, error.hint, error.files) for error in scanned.bad]
     if not scanned.bad:
         report.fingerprints[split] = dataset.fingerprint()
-    report.warnings += _warnings(dataset, scanned)
-
-
-def _warnings(dataset: Dataset, scanned: Scan) -> list[str]:
-    split, found = dataset.split, []
-    absent = [name for name, images in zip(dataset.classes, scanned.class_images, strict=True) if not images]
-    tiny = sum(count for size, count in scanned.sizes.items() if min(size) < SMALL_EDGE)
-    if not dataset.labelled:
-        found.append(f"{split} has no labels.")
-    elif absent and split == "train":
-        found.append(f"train shows no pixel of {listed(absent)}.")
-    if scanned.blank:
-        found.append(f"{len(scanned.blank)} masks of {split} ignore every pixel: {listed(scanned.blank)}.")
-    if tiny:
-        found.append(f"{tiny} images of {split} have an edge under {SMALL_EDGE} pixels.")
-    return found
+    report.warnings += remarks(dataset, scanned)
 
 
 def _find_duplicates(report: Report, splits: dict[str, Dataset]) -> None:

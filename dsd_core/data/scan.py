@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from dsd_core.data.dataset import IGNORE, Dataset, Size
-from dsd_core.errors import LISTED_NAMES, DataError
+from dsd_core.errors import LISTED_NAMES, DataError, listed
 
+SMALL_EDGE = 16
 MOST_THREADS = 8
 AHEAD = 512
 """Items in flight at a time, which bounds the memory of a scan whatever the number of images."""
@@ -98,6 +99,22 @@ def survey(
         seconds=time.perf_counter() - start,
         complete=looked == len(dataset),
     )
+
+
+def remarks(dataset: Dataset, scanned: Scan) -> list[str]:
+    """What is odd about data that can be used, a sentence each."""
+    split, found = dataset.split, []
+    tiny = sum(count for size, count in scanned.sizes.items() if min(size) < SMALL_EDGE)
+    absent = [name for name, images in zip(dataset.classes, scanned.class_images, strict=True) if not images]
+    if not dataset.labelled:
+        found.append(f"{split} has no labels{': no mIoU will be known' if split == 'val' else ''}.")
+    elif absent and split == "train" and scanned.complete:
+        found.append(f"train shows no pixel of {listed(absent)}.")
+    if scanned.blank:
+        found.append(f"{len(scanned.blank)} masks of {split} ignore every pixel: {listed(scanned.blank)}.")
+    if tiny:
+        found.append(f"{tiny} images of {split} have an edge under {SMALL_EDGE} pixels.")
+    return found
 
 
 def _looks(dataset: Dataset, deadline: float, hashed: bool) -> Iterator[tuple[np.ndarray, Size] | DataError | None]:

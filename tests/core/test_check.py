@@ -161,3 +161,11 @@ def test_a_teacher_alone_may_teach_on_images_without_labels(tmp_path):
     changes = {"kind": "distill", "teacher": {"weights": str(weights_file(tmp_path, outputs=3))}}
     findings = check(folder_job(root, losses=[{"loss": "kd"}], **changes)).findings
     assert any("no mIoU will be known" in finding.message for finding in findings)
+
+
+def test_a_class_that_train_does_not_show_and_blank_masks_are_found(tmp_path):
+    root = layouts.folder(tmp_path, "[road, car, sky, never]")
+    layouts.save_ids(root / "masks" / "train" / "a.png", [255])
+    warnings = [finding.message for finding in check(folder_job(root)).findings if finding.level == "warning"]
+    assert "train shows no pixel of never." in warnings
+    assert "1 masks of train ignore every pixel: a.png." in warnings
