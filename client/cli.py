@@ -37,6 +37,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+data_app = typer.Typer(help="Datasets before they are trained on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="A job file, YAML or JSON; ready ones are in examples/.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")]
 Overrides = Annotated[
@@ -308,6 +311,13 @@ def convert(context: typer.Context) -> None:
     """Turn a PyTorch checkpoint into safetensors, running nothing in it: FILE.pt, then FILE.safetensors."""
     local.need("torch", "core", "Converting weights")
     local.replace_process(local.program("dsd_core", "convert", *context.args))
+
+
+@data_app.command("check", context_settings=PASS_ON)
+def check_data(context: typer.Context) -> None:
+    """Read a whole dataset once and report what is wrong with it. `dsd data check --help` lists the options."""
+    local.need("PIL", "core", "Reading datasets")
+    local.replace_process(local.program("dsd_core", "data", "check", *context.args))
 
 
 def _watch(client: Client, job_id: str, as_json: bool) -> None:

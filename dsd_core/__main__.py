@@ -11,17 +11,21 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsd_core.errors import DsdError, Interrupted, OutOfMemoryError, SpecError
+from dsd_core.errors import DataError, DsdError, Interrupted, OutOfMemoryError, SpecError
 
 if TYPE_CHECKING:
     from dsd_core.events import Score
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Datasets before they are trained on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 Weights = Annotated[
     Path | None, typer.Option(help="safetensors file; a .json beside it may say network and preprocessing")
 ]
@@ -74,7 +78,7 @@ def check(job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of Jo
 
 @app.command()
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="camvid or streets")],
+    dataset: Annotated[str, typer.Option(help="a dataset by name, such as camvid")],
     root: Annotated[str | None, typer.Option(help="the dataset's folder")] = None,
     split: str = "val",
     weights: Weights = None,
@@ -123,6 +127,9 @@ def evaluate(
     figures = {**score.model_dump(), "images": images, "seconds": round(seconds, 3), "split": split}
     if as_json:
         print(json.dumps(figures))
+        return
+    if score.miou is None:
+        print(f"The split {split!r} has no labels to score on; {images} images in {seconds:.1f} s")
         return
     _print_score(score)
     print(f"{images} images in {seconds:.1f} s")
@@ -182,6 +189,44 @@ def convert(
     values = sum(math.prod(shape) for shape in shapes.values())
     figures = {"file": str(target), "tensors": len(shapes), "values": values}
     print(json.dumps(figures) if as_json else f"Wrote {target}: {len(shapes)} tensors, {values:,} values.")
+
+
+@data_app.command("check")
+def check_data(
+    name: Annotated[str, typer.Argument(help="a dataset by name, such as cityscapes or folder")],
+    root: Annotated[str | None, typer.Argument(help="the dataset's folder; streets has none")] = None,
+    size: SizeText = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Read every image and mask of a dataset once and report sizes, classes, all bad files and duplicates.
+
+    Exit code 0: the dataset can be used; 65: the report says what is wrong with it.
+    """
+    from dsd_core.data.report import check_data as read_all
+
+    with _progress() as tell:
+        report = read_all(name, root, _parse_size(size), tell)
+    print(json.dumps(report.as_dict()) if as_json else report.as_text())
+    if not report.clean:
+        sys.exit(DataError.exit_code)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar a split on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def tell(split: str, done: int, total: int) -> None:
+            if split not in bars:
+                bars[split] = progress.add_task(split, total=total)
+            progress.update(bars[split], completed=done)
+
+        yield tell
 
 
 def main() -> None:

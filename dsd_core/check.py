@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.scan import scan
+from dsd_core.data.scan import Scan, remarks, scan
 from dsd_core.errors import SpecError
 from dsd_core.legs import legs
 from dsd_core.models.names import check_network
@@ -64,10 +65,32 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
     for split in (train, val) if data.root is not None else ():  # what is generated has no files to be bad
         scanned = scan(split, budget_s=budget_s / 2)
+        if split is train:
+            refuse_unfit_images(spec, train, scanned)
+        findings += [Finding("warning", "/dataset", remark) for remark in remarks(split, scanned)]
         if not scanned.complete:
             read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
             findings.append(Finding("info", "/dataset", read))
     return Checked(spec, findings, _estimate(spec, train, val), train.classes)
+
+
+def refuse_unfit_images(spec: JobSpec, train: Dataset, scanned: Scan) -> None:
+    """Raise SpecError where the job's losses or views cannot do with these training images."""
+    labelled = [loss.term for loss in spec.losses if loss.uses_labels]
+    if labelled and not train.labelled:
+        raise SpecError(
+            f"The training images have no labels, which the loss {', '.join(labelled)} needs.",
+            field="/losses",
+            hint="Set `labels: teacher` in ce, which takes the teacher's predictions for labels, or leave ce out.",
+        )
+    if len(scanned.sizes) > 1 and spec.train.augment.crop is None:
+        (first, second), *_ = combinations(scanned.sizes, 2)
+        raise SpecError(
+            f"The training images differ in size ({first[0]}x{first[1]} and {second[0]}x{second[1]} among them), and "
+            "views of one size are needed.",
+            field="/train/augment/crop",
+            hint="Set train.augment.crop to the (height, width) of a view, or dataset.size to bring all to one size.",
+        )
 
 
 def _paths(spec: JobSpec) -> dict[str, str]:

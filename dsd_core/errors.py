@@ -3,6 +3,7 @@
     DsdError                  something a user can read and act on
     ├── SpecError             the job file asks for something that does not exist or does not fit
     ├── DataError             the dataset is missing, unreadable or labelled out of range
+    │   └── NoSplitError      the dataset is there, but not this split of it
     ├── WeightsError          a weights file is missing, damaged or of another shape
     ├── WeakTeacherError      the teacher scores below the floor on the job's own validation split
     ├── DivergedError         a loss became NaN or infinite
@@ -18,7 +19,7 @@ status.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -54,6 +55,22 @@ class DataError(DsdError):
 
     code = "invalid_data"
     exit_code = 65
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        field: str | None = None,
+        hint: str | None = None,
+        files: Sequence[str] = (),
+    ) -> None:
+        """`files` are all that the message is about, where it lists only the first of many."""
+        super().__init__(message, field=field, hint=hint)
+        self.files = tuple(files)
+
+
+class NoSplitError(DataError):
+    """The dataset has no such split."""
 
 
 class WeightsError(DsdError):
@@ -106,3 +123,18 @@ def unknown(kind: str, name: str, known: Iterable[str], *, field: str | None = N
     more = f" (and {len(known) - len(listed)} more)" if len(known) > len(listed) else ""
     hint = f"{'Did you mean' if near else 'Known'}: {', '.join(listed)}{more}{'?' if near else '.'}"
     return SpecError(f"There is no {kind} named {name!r}.", field=field, hint=hint)
+
+
+LISTED_NAMES = 20
+
+
+def listed(names: Sequence[str]) -> str:
+    """Up to 20 names for a message, and how many more there are."""
+    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
+    return ", ".join(map(shown, names[:LISTED_NAMES])) + more
+
+
+def shown(name: object) -> str:
+    """A name or path for a message: as it is where it can be printed on one line, else escaped and in quotes."""
+    text = str(name)
+    return text if text.isprintable() else ascii(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dsd_core.data.class_list import rainbow
 from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.sidecar import network_from_text
@@ -60,12 +60,12 @@ def open_predictor(
     palette = [tuple(rgb) for rgb in config.get("palette", [])]
     size = tuple(config["size"]) if "size" in config else None
     if model is not None:
-        return Predictor(_onnx_logits(model, len(classes) if classes else None), palette or _rainbow(256), size)
+        return Predictor(_onnx_logits(model, len(classes) if classes else None), palette or rainbow(256), size)
     spec = network_from_text(network, field="--network") if network else None
     pixels = named_preprocess(preprocess) if preprocess else None
     spec, pixels = describe_weights(path, spec, pixels, field="")
     segmenter = load_segmenter(path, spec, pixels, classes, field="")
-    return Predictor(segmenter.to(memory_format=torch.channels_last), palette or _rainbow(256), size)
+    return Predictor(segmenter.to(memory_format=torch.channels_last), palette or rainbow(256), size)
 
 
 def segment_file(
@@ -122,9 +122,3 @@ def _onnx_logits(model: Path, classes: int | None) -> Callable[[Tensor], Tensor]
         return found
 
     return logits
-
-
-def _rainbow(count: int) -> Palette:
-    """Distinct colours for classes without a palette of their own; neighbours lie far apart on the wheel."""
-    wheel = (colorsys.hsv_to_rgb(index * 0.618 % 1, 0.65, 0.95) for index in range(count))
-    return [(int(255 * red), int(255 * green), int(255 * blue)) for red, green, blue in wheel]

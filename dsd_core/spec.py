@@ -208,6 +208,7 @@ else:
     Loss = Annotated[Union[tuple(LOSSES.values())], Field(discriminator="loss")]  # noqa: UP007 - the members are found
 SYNONYMS = {"pixel_similarity": "psd", "category_similarity": "csd"}
 
+
 PRESETS: dict[str, list[dict[str, Any]]] = {
     "plain": [{"loss": "ce"}],
     "dsd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}],
@@ -257,15 +258,26 @@ def preset_losses(name: str) -> tuple[Loss, ...]:
 
 
 class DatasetSpec(Part):
-    """Labelled images, split into train and val."""
+    """Images, mostly with labels, split into train and val."""
 
-    name: Literal["camvid", "streets"]
-    """`camvid`: the SegNet layout (train/, trainannot/, val/, valannot/). `streets`: generated scenes, nothing to
-    download."""
+    name: Literal[
+        "camvid",
+        "cityscapes",
+        "ade20k",
+        "voc2012",
+        "voc2012_aug",
+        "coco_stuff",
+        "folder",
+        "manifest",
+        "streets",
+    ]
+    """How the files lie and what they mean: public datasets as they unpack, `folder` and `manifest` for your own,
+    `streets` for generated scenes. `GET /catalog` and docs/data-and-models.md say the layout of each."""
     root: Text | None = None
-    """The dataset's folder on the workers' machine, absolute. `streets` takes none."""
+    """The dataset's folder on the workers' machine, absolute; for `manifest` also the file. `streets` takes none."""
     size: Size | None = None
-    """Every image is resized to this (height, width): bilinear, labels nearest. None keeps the dataset's own size."""
+    """Every image is resized to this (height, width): bilinear, labels nearest. None keeps each image's own size;
+    where sizes differ, training then needs `train.augment.crop`."""
 
     @model_validator(mode="after")
     def _root_where_needed(self) -> Self:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dsd_core import checkpoint
+from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
@@ -169,11 +170,12 @@ def prepare(
     data = spec.dataset
     train_set = cached(open_dataset(data.name, data.root, "train", data.size))
     val_set = cached(open_dataset(data.name, data.root, "val", data.size))
-    shares = scan(train_set).class_shares
+    scanned = scan(train_set)
+    refuse_unfit_images(spec, train_set, scanned)
     scan(val_set)
     weights = None
     if any(getattr(loss, "class_weights", "none") == "log" for loss in spec.losses):
-        weights = log_class_weights(torch.tensor(shares, dtype=torch.float32))
+        weights = log_class_weights(torch.tensor(scanned.class_shares, dtype=torch.float32))
     run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
     if spec.teacher is not None:
         segmenter, run.teacher_network, run.teacher_digest = load_teacher(
@@ -205,8 +207,11 @@ def build_leg(run: Run, leg: Leg) -> Learner:
 
 
 def judge_teacher(run: Run) -> None:
-    """Score the teacher on the validation split; raises WeakTeacherError below its floor."""
+    """Score the teacher on the validation split, where that has labels; raises WeakTeacherError below its floor."""
     assert run.teacher is not None and run.spec.teacher is not None
+    if not run.val_set.labelled:
+        run.emit(_warning("The validation images have no labels: the teacher was not held against its floor."))
+        return
     run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
     miou = run.scores["teacher"].miou or 0.0
     if miou < run.spec.teacher.floor:

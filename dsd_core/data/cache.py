@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from dsd_core.data.dataset import Dataset, Item
+from dsd_core.data.dataset import Dataset, Item, Size
 
 
 def cached(dataset: Dataset, limit_bytes: int = 1 << 30) -> Dataset:
@@ -16,9 +16,10 @@ class Cached(Dataset):
     """First come, first kept: epochs visit every item equally often, so evicting one for another would gain nothing."""
 
     def __init__(self, dataset: Dataset, limit_bytes: int) -> None:
-        super().__init__(dataset.split, dataset.names, dataset.size)
+        super().__init__(dataset.split, dataset.names, None)
         self.classes = dataset.classes
         self.palette = dataset.palette
+        self.labelled = dataset.labelled
         self._dataset = dataset
         self._left_bytes = limit_bytes
         self._items: dict[int, Item] = {}
@@ -34,6 +35,15 @@ class Cached(Dataset):
                 self._left_bytes -= size
                 self._items[index] = item
         return item
+
+    def size_of(self, index: int) -> Size:
+        if index in self._items:
+            height, width = self._items[index][1].shape
+            return height, width
+        return self._dataset.size_of(index)
+
+    def digests(self, index: int) -> tuple[bytes, ...]:
+        return self._dataset.digests(index)
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()

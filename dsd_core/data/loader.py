@@ -8,8 +8,9 @@ or replayed.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
 from dsd_core.data.cache import cached
-from dsd_core.data.dataset import Dataset
+from dsd_core.data.dataset import IGNORE, Dataset, Size
 from dsd_core.data.views import ORDER, draw_view, uniforms
 from dsd_core.spec import Training
 
@@ -35,17 +36,31 @@ class Batch:
     images_N3HW: Tensor
     labels_NHW: Tensor
     indices: tuple[int, ...]
+    labelled: bool = True
+    """False: the dataset knows nothing of its pixels, all labels are 255."""
+    inside_NHW: Tensor | None = None
+    """Of views without labels: bool, False on the padding around a small image; None where there is no padding."""
+
+    @property
+    def valid_NHW(self) -> Tensor:
+        """bool, True where a loss counts: where a label is known, or, without labels, where the image is."""
+        if self.labelled:
+            return self.labels_NHW != IGNORE
+        return torch.ones_like(self.labels_NHW, dtype=torch.bool) if self.inside_NHW is None else self.inside_NHW
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def to(self, device: torch.device | str) -> Batch:
-        images = self.images_N3HW.to(device, non_blocking=True)
-        return Batch(images, self.labels_NHW.to(device, non_blocking=True), self.indices)
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
-        return Batch(self.images_N3HW.pin_memory(), self.labels_NHW.pin_memory(), self.indices)
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)
+        return Batch(move(self.images_N3HW), move(self.labels_NHW), self.indices, self.labelled, inside_NHW)
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
@@ -62,7 +77,7 @@ def train_batches(dataset: Dataset, training: Training, first_step: int, steps: 
         _Views(dataset, training),
         batch_sampler=_Schedule(len(dataset), training, first_step, steps),
         num_workers=training.loaders,
-        collate_fn=_batch,
+        collate_fn=partial(_batch, labelled=dataset.labelled),
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),
@@ -71,14 +86,25 @@ def train_batches(dataset: Dataset, training: Training, first_step: int, steps: 
 
 
 def eval_batches(dataset: Dataset, batch: int) -> Iterator[Batch]:
-    """All images whole and in order; the last batch may be smaller."""
-    for start in range(0, len(dataset), batch):
-        indices = range(start, min(start + batch, len(dataset)))
-        items = [dataset[index] for index in indices]
-        images_NHW3 = np.stack([image for image, _ in items])
-        labels_NHW = np.stack([label for _, label in items])
-        images_N3HW = torch.from_numpy(images_NHW3).permute(0, 3, 1, 2)
-        yield Batch(images_N3HW, torch.from_numpy(labels_NHW).long(), tuple(indices))
+    """All images whole; those of one size follow one another, in the dataset's order, and share batches of up to
+    `batch`."""
+    for indices in _by_size(dataset).values():
+        for start in range(0, len(indices), batch):
+            yield _whole(dataset, indices[start : start + batch])
+
+
+def _by_size(dataset: Dataset) -> dict[Size, list[int]]:
+    groups: dict[Size, list[int]] = {}
+    for index in range(len(dataset)):
+        groups.setdefault(dataset.size_of(index), []).append(index)
+    return groups
+
+
+def _whole(dataset: Dataset, indices: list[int]) -> Batch:
+    items = [dataset.read(index) for index in indices]
+    images_N3HW = torch.from_numpy(np.stack([image for image, _ in items])).permute(0, 3, 1, 2)
+    labels_NHW = torch.from_numpy(np.stack([label for _, label in items])).long()
+    return Batch(images_N3HW, labels_NHW, tuple(indices), dataset.labelled)
 
 
 class _Schedule(Sampler[list[Draw]]):
@@ -120,17 +146,22 @@ class _Views(TorchDataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
         epoch, number = draw
         index = number % len(self.dataset)
-        image_HW3, label_HW = self.dataset[index]
+        image_HW3, label_HW = self.dataset.read(index)
+        if not self.dataset.labelled:
+            label_HW = np.zeros_like(label_HW)  # the view's padding stays 255, which tells it from the image
         key = (self.training.seed, epoch, number)
         return *draw_view(image_HW3, label_HW, self.training.augment, key), index
 
 
-def _batch(views: list[tuple[Tensor, Tensor, int]]) -> Batch:
+def _batch(views: list[tuple[Tensor, Tensor, int]], labelled: bool) -> Batch:
     height, width = views[0][1].shape
     images_N3HW = torch.empty((len(views), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for row, (image, _, _) in zip(images_N3HW, views, strict=True):
         row.copy_(image)
-    return Batch(images_N3HW, torch.stack([label for _, label, _ in views]), tuple(index for _, _, index in views))
+    labels_NHW, indices = torch.stack([label for _, label, _ in views]), tuple(index for _, _, index in views)
+    if labelled:
+        return Batch(images_N3HW, labels_NHW, indices)
+    return Batch(images_N3HW, torch.full_like(labels_NHW, IGNORE), indices, False, labels_NHW != IGNORE)
 
 
 def _outlive_signals(worker: int) -> None:

@@ -20,7 +20,7 @@ IMAGES = {"train": 240, "val": 60}
 
 
 def open_streets(root: Path | None, split: str, size: Size | None = None) -> Streets:
-    """Raises SpecError for an unknown split, or where a root is given."""
+    """Generated street scenes, which need no files: 240 to train on and 60 to validate on."""
     if root is not None:
         raise SpecError(
             "Dataset 'streets' is generated and takes no root.", field="/dataset/root", hint="Leave it out."
@@ -42,7 +42,7 @@ class Streets(Dataset):
 
     def read(self, index: int) -> Item:
         image_HW3, label_HW = draw_scene(stream=list(IMAGES).index(self.split), index=index)
-        return resized(image_HW3, label_HW, self.size)
+        return resized(image_HW3, label_HW, self._size)
 
     def fingerprint(self) -> str:
         parameters = {

@@ -14,7 +14,6 @@ from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 
-IGNORE = 255
 Names = dict[Layers, tuple[str, ...]]
 """Module names of each kind of layers, shallow to deep."""
 
@@ -63,7 +62,7 @@ class DistillTask(nn.Module):
         seen = Seen(
             batch.images_N3HW,
             batch.labels_NHW,
-            batch.labels_NHW != IGNORE,
+            batch.valid_NHW,
             Outlook(student, _features(self._student_taps, self.student, student)),
             self._teach(batch),
             self.class_weights,

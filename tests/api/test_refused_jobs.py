@@ -41,7 +41,7 @@ def refusal(service: Service, body: dict[str, Any], code: str = "invalid_spec") 
         ({"student": {"network": NETWORK | {"options": {"r": 1}}}}, "/student/network/options/r", "takes p"),
         ({"losses": "dsdd"}, "/losses", "dsd"),
         ({"losses": [{"loss": "hinge"}]}, "/losses/0", "'ce'"),
-        ({"dataset": {"name": "ade20k"}}, "/dataset/name", "'camvid'"),
+        ({"dataset": {"name": "mapillary"}}, "/dataset/name", "'camvid'"),
         ({"dataset": {"name": "camvid"}}, "/dataset", "needs `root`"),
         ({"name": "Not A Slug"}, "/name", "pattern"),
         ({"kind": "distill"}, "/", "needs a `teacher`"),

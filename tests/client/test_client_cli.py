@@ -201,3 +201,10 @@ def test_ctrl_c_saves_a_run_here_and_the_same_command_goes_on_to_the_table(tmp_p
 def test_ready_is_false_where_nothing_listens() -> None:
     with Client("http://127.0.0.1:9") as client:
         assert client.ready() is False
+
+
+def test_data_check_goes_on_as_the_librarys_command() -> None:
+    done = process("data", "check", "streets", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["splits"]["val"]["images"] == 60
+    refused = process("data", "check", "nowhere")
+    assert refused.returncode == 78 and "There is no dataset named 'nowhere'" in refused.stderr

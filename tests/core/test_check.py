@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dsd_core.check import check
 from dsd_core.errors import DataError, DsdError, SpecError, WeightsError
 from dsd_core.spec import parse_spec
 from tests.builders import tiny_camvid
+from tests.core import layouts
 
 
 @pytest.fixture
@@ -135,3 +137,41 @@ def test_a_path_outside_the_allowed_folders_is_refused_even_through_a_link(camvi
     for root in (camvid_folder, allowed / "link", allowed / ".." / "CamVid"):
         error = refused(SpecError, job(root, weights), data_roots=(allowed,))
         assert error.field == "/dataset/root" and str(allowed) in str(error.hint)
+
+
+def folder_job(root: Path, **changes: Any) -> Any:
+    spec = {"kind": "train", "name": "student", "student": {"network": "espnet"}}
+    return parse_spec({**spec, "dataset": {"name": "folder", "root": str(root)}, **changes})
+
+
+def test_images_of_several_sizes_need_a_crop_or_a_size(tmp_path):
+    root = layouts.folder(tmp_path)
+    layouts.save_image(root / "images" / "train" / "b.png", (30, 40))
+    layouts.save_ids(root / "masks" / "train" / "b.png", [0, 1], (30, 40))
+    error = refused(SpecError, folder_job(root))
+    assert error.field == "/train/augment/crop" and "18x24 and 30x40" in error.message
+    assert check(folder_job(root, train={"augment": {"crop": [16, 16]}})).classes == ("road", "car", "sky")
+    assert check(folder_job(root, dataset={"name": "folder", "root": str(root), "size": [16, 16]}))
+
+
+def test_a_loss_of_labels_is_refused_for_images_without_them(tmp_path):
+    root = layouts.folder(tmp_path)
+    shutil.rmtree(root / "masks")
+    error = refused(SpecError, folder_job(root))
+    assert error.field == "/losses" and "the loss ce" in error.message and "`labels: teacher`" in str(error.hint)
+
+
+def test_a_teacher_alone_may_teach_on_images_without_labels(tmp_path):
+    root = layouts.folder(tmp_path)
+    shutil.rmtree(root / "masks")
+    changes = {"kind": "distill", "teacher": {"weights": str(weights_file(tmp_path, outputs=3))}}
+    findings = check(folder_job(root, losses=[{"loss": "kd"}], **changes)).findings
+    assert any("no mIoU will be known" in finding.message for finding in findings)
+
+
+def test_a_class_that_train_does_not_show_and_blank_masks_are_found(tmp_path):
+    root = layouts.folder(tmp_path, "[road, car, sky, never]")
+    layouts.save_ids(root / "masks" / "train" / "a.png", [255])
+    warnings = [finding.message for finding in check(folder_job(root)).findings if finding.level == "warning"]
+    assert "train shows no pixel of never." in warnings
+    assert "1 masks of train ignore every pixel: a.png." in warnings

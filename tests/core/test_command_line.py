@@ -19,6 +19,7 @@ from dsd_core.errors import SpecError
 from dsd_core.events import parse, read_lines
 from dsd_core.spec import JobSpec
 from tests.builders import tiny_camvid
+from tests.core import layouts
 from tests.core.small import save_teacher, small_spec
 
 
@@ -142,6 +143,26 @@ def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
 def test_evaluate_answers_wrong_arguments_with_what_to_do(arguments, code, said):
     done = run("evaluate", *arguments)
     assert done.returncode == code and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_data_check_reports_on_stdout_shows_progress_on_stderr_and_exits_by_what_it_found(tmp_path):
+    root = layouts.folder(tmp_path)
+    clean = run("data", "check", "folder", root, "--json")
+    assert clean.returncode == 0 and json.loads(clean.stdout)["clean"] and "train" in clean.stderr
+    for name in ("a", "c"):
+        (root / "images" / "train" / f"{name}.png").write_bytes(b"")
+    bad = run("data", "check", "folder", root, "--size", "16x16")
+    assert bad.returncode == 65 and "a.png cannot be decoded" in bad.stdout and "c.png cannot be decoded" in bad.stdout
+    unknown = run("data", "check", "foldr")
+    assert unknown.returncode == 78 and "Did you mean: folder" in unknown.stderr
+
+
+def test_evaluate_says_that_a_split_without_labels_cannot_be_scored(tmp_path):
+    root = layouts.folder(tmp_path / "data")
+    (root / "masks" / "val" / "d.png").unlink()
+    (root / "masks" / "val").rmdir()
+    done = run("evaluate", "--weights", save_teacher(tmp_path, classes=3), "--dataset", "folder", "--root", root)
+    assert done.returncode == 0 and "no labels to score on" in done.stdout
 
 
 @pytest.mark.slow

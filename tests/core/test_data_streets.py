@@ -27,7 +27,7 @@ def test_streets_has_240_training_and_60_validation_scenes() -> None:
     assert len(train.classes) == len(train.palette) == 11
     image, label = train[0]
     assert (image.dtype, image.shape) == (np.uint8, (*train.size, 3)) == (np.uint8, (96, 160, 3))
-    assert (label.dtype, label.shape) == (np.uint8, (96, 160))
+    assert (label.dtype, label.shape) == (np.int64, (96, 160))
 
 
 def test_scene_is_the_same_in_another_process() -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from dsd_core.data import open_dataset
+from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import Batch, cached, eval_batches, steps_per_epoch, train_batches
 from dsd_core.spec import Training
 from tests.builders import tiny_camvid
+from tests.core import layouts
 
 
 def training(**changes: object) -> Training:
@@ -130,6 +133,54 @@ def test_evaluation_gives_every_image_whole_and_in_order(dataset) -> None:
     assert torch.equal(batches[2].images_N3HW[1], torch.from_numpy(image.copy()).permute(2, 0, 1))
     assert torch.equal(batches[2].labels_NHW[1], torch.from_numpy(label.copy()).long())
     assert batches[0].labels_NHW.dtype == torch.int64
+
+
+def test_evaluation_batches_hold_images_of_one_size(tmp_path: Path) -> None:
+    dataset = cached(open_dataset("coco_stuff", layouts.coco_stuff(tmp_path), "train"))
+    assert not dataset.same_size
+    assert [batch.indices for batch in eval_batches(dataset, 4)] == [(0,), (1,)]
+    voc = open_dataset("voc2012_aug", layouts.voc_aug(tmp_path), "train")
+    assert [batch.indices for batch in eval_batches(voc, 2)] == [(0, 2), (1,)]
+
+
+def test_training_batches_take_one_crop_from_images_of_all_sizes(tmp_path: Path) -> None:
+    dataset = open_dataset("voc2012_aug", layouts.voc_aug(tmp_path), "train")
+    (batch,) = train_batches(dataset, training(augment={"crop": (16, 16)}), 0, 1)
+    assert batch.labels_NHW.shape == (3, 16, 16)
+
+
+def test_with_labels_a_loss_counts_where_one_is_known(dataset) -> None:
+    (batch,) = train_batches(dataset, training(augment={"crop": (64, 96), "scale": (0.5, 0.5)}), 0, 1)
+    assert batch.labelled and torch.equal(batch.valid_NHW, batch.labels_NHW != 255) and not batch.valid_NHW.all()
+
+
+def unlabelled(folder: Path) -> Dataset:
+    root = layouts.folder(folder)
+    shutil.rmtree(root / "masks")
+    return cached(open_dataset("folder", root, "train"))
+
+
+@pytest.mark.parametrize("loaders", [0, 2])
+def test_without_labels_a_loss_counts_where_the_image_is(loaders: int, tmp_path: Path) -> None:
+    root = layouts.folder(tmp_path)
+    for name in "abc":
+        layouts.save_ids(root / "masks" / "train" / f"{name}.png", [1])
+    asked = training(loaders=loaders, augment={"crop": (36, 48), "scale": (0.5, 0.9)})
+    (twin,) = train_batches(open_dataset("folder", root, "train"), asked, 0, 1)
+    (batch,) = train_batches(unlabelled(tmp_path), asked, 0, 1)
+    assert not batch.labelled and (batch.labels_NHW == 255).all()
+    assert torch.equal(batch.valid_NHW, twin.labels_NHW == 1) and torch.equal(batch.images_N3HW, twin.images_N3HW)
+    moved = batch.to("cpu")
+    assert not moved.labelled and torch.equal(moved.valid_NHW, batch.valid_NHW)
+
+
+def test_whole_images_without_labels_are_valid_everywhere(tmp_path: Path) -> None:
+    (batch,) = eval_batches(unlabelled(tmp_path), 4)
+    assert not batch.labelled and (batch.labels_NHW == 255).all() and batch.valid_NHW.all()
+
+
+def test_labels_stay_bytes_until_the_batch(dataset) -> None:
+    assert dataset.read(0)[1].dtype == np.uint8 and dataset[0][1].dtype == np.int64
 
 
 def test_real_camvid_loads_with_processes(camvid: Path) -> None:

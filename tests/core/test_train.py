@@ -25,6 +25,7 @@ from dsd_core.optim import backward, learning_rate
 from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
 from dsd_core.train import fit, seed_results, train
+from tests.core import layouts
 from tests.core.small import CLASSES, save_teacher, small_spec
 
 GOLDEN = [
@@ -374,6 +375,42 @@ def test_a_teacher_below_its_floor_fails_with_what_to_check(teacher, tmp_path):
     spec = small_spec(teacher, teacher__floor=0.9)
     with pytest.raises(WeakTeacherError, match=r"below the floor 0\.9.*preprocessing"):
         train(spec, tmp_path, lambda event: None)
+
+
+def test_images_without_labels_train_by_the_teacher_alone_and_say_that_nothing_was_scored(tmp_path):
+    root = layouts.folder(tmp_path / "data")
+    shutil.rmtree(root / "masks")
+    weights = save_teacher(tmp_path, classes=3)
+    spec = small_spec(
+        weights,
+        teacher__floor=0.9,
+        dataset={"name": "folder", "root": str(root)},
+        train__augment={"crop": [32, 32]},
+        losses=[{"loss": "psd"}, {"loss": "csd"}],
+    )
+    events = []
+    run, _ = train(spec, tmp_path / "out", events.append)
+    assert any(isinstance(event, Note) and "held against its floor" in event.message for event in events)
+    assert run.scores["student"].miou is None and "teacher" not in run.scores
+    assert all(event.losses["loss"] > 0 for event in progress(events, "student"))
+
+
+def test_a_loss_of_labels_on_images_without_them_fails_before_training(tmp_path):
+    root = layouts.folder(tmp_path / "data")
+    shutil.rmtree(root / "masks")
+    with pytest.raises(SpecError, match="have no labels") as caught:
+        train(small_spec(None, dataset={"name": "folder", "root": str(root)}), tmp_path / "out", lambda event: None)
+    assert caught.value.field == "/losses"
+
+
+def test_images_of_several_sizes_train_by_crops_and_are_scored_whole(tmp_path):
+    root = layouts.voc_aug(tmp_path / "data")
+    spec = {"dataset": {"name": "voc2012_aug", "root": str(root)}, "train__batch": 2}
+    with pytest.raises(SpecError, match="differ in size") as caught:
+        train(small_spec(None, **spec), tmp_path / "out", lambda event: None)
+    assert caught.value.field == "/train/augment/crop"
+    run, _ = train(small_spec(None, **spec, train__augment={"crop": [32, 32]}), tmp_path / "out", lambda event: None)
+    assert run.scores["student"].miou is not None
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
