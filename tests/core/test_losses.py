@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 import dsd_core.distill.losses as L
 from dsd_core.distill.losses.cross_entropy import hard_pixels, pseudo_labels
 from dsd_core.distill.ops import resize
+from tests.conftest import ROOT
 from tests.core.tensors import maps
 
 IGNORE = 255
@@ -379,3 +381,17 @@ def test_resize_equals_torch_area_pooling_and_bilinear_growth(size, grid) -> Non
     shrunk = F.interpolate(x, (min(size[0], grid[0]), min(size[1], grid[1])), mode="area")
     expected = F.interpolate(shrunk, grid, mode="bilinear", align_corners=False)
     assert torch.allclose(resize(x, grid), expected, atol=1e-12)
+
+
+# --- the set of losses ------------------------------------------------------------------------------------------------
+
+
+def test_every_file_of_the_losses_holds_a_loss_that_jobs_can_name_and_its_function() -> None:
+    files = {path.stem for path in Path(L.__path__[0]).glob("*.py")} - {"__init__"}
+    assert {kind.__module__.rpartition(".")[2] for kind in L.LOSSES.values()} == files
+    assert all(callable(getattr(L, name)) for name in L.LOSSES if name not in ("psd", "csd"))
+
+
+def test_every_loss_is_described_in_the_documents() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in L.LOSSES if f"`{name}`" not in text and f"{name} " not in text] == []
