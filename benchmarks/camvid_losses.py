@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PIECES = RESULTS / "camvid_losses"
 SHARED = ROOT.parent / "shared"
 SEEDS = (0, 1, 2)
-SEARCH_SEED, SEARCH_EPOCHS, EPOCHS = 100, 3, 8
+SEARCH_SEED, SEARCH_EPOCHS, EPOCHS = 100, 3, 6
 CE = {"loss": "ce", "class_weights": "log"}
 
 Losses = list[dict[str, Any]]
