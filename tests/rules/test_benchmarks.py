@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsd_core.spec import parse_spec
+from dsd_core.spec import parse_spec, preset_losses
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -26,6 +26,13 @@ def test_every_method_is_compared_with_as_many_candidates_and_each_is_a_job() ->
             piece = camvid_losses.Piece(method, number, 0, 1)
             spec = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors")))
             assert spec.kind == ("train" if method == "none" else "distill")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
+    piece = camvid_losses.Piece(method, camvid_losses.chosen(method), 0, 1)
+    compared = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors"))).losses
+    assert preset_losses(method)[1:] == compared[1:]
 
 
 @pytest.mark.parametrize(("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs)])
