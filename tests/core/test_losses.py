@@ -242,6 +242,36 @@ def test_other_channels_are_refused_where_values_are_compared(name: str) -> None
         getattr(L, name)(*maps((2, 3, 3, 5), (2, 6, 3, 5)))
 
 
+SIDES = st.integers(1, 6)
+BY_SHAPE = ("kd", "at", "fitnet", "skd_pairwise", "cwd", "cirkd", "dist")
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), SIDES, SIDES),
+    scales=st.tuples(st.sampled_from([0.0, 1e-6, 1.0, 1e4]), st.sampled_from([0.0, 1e-6, 1.0, 1e4])),
+    constant=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_loss_and_gradient_is_finite_for_any_shape_scale_and_without_variance(
+    shape, scales, constant, seed
+) -> None:
+    student, teacher = (scale * x.float() for scale, x in zip(scales, maps(shape, shape, seed=seed), strict=True))
+    if constant:
+        student = student.mean(dim=(1, 2, 3), keepdim=True).expand(shape)
+    labels = torch.randint(0, 2, (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(seed))
+    given = {name: partial(getattr(L, name)) for name in BY_SHAPE} | {
+        "ifvd": partial(L.ifvd, labels=labels),
+        "psd": lambda s, t: L.pixel_similarity([s, s * s], [t, t * t]),
+        "csd": L.category_similarity,
+    }
+    for name, loss_of in given.items():
+        leaf = student.clone().requires_grad_()
+        loss = loss_of(leaf, teacher)
+        loss.backward()
+        assert loss.isfinite() and leaf.grad.isfinite().all(), name
+
+
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_at_and_the_losses_of_cosines_do_not_change_with_the_scale_of_the_features(scale: float, seed: int) -> None:
