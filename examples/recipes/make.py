@@ -103,7 +103,7 @@ def _beside_kd(*losses: Json) -> list[Json]:
 
 OWN = "this project's; the paper's are not known"
 METHODS = {
-    "kd": Method("CIRKD's for KD", "kd"),
+    "kd": Method("CIRKD's for KD", _beside_kd()),
     "at": Method(
         "CIRKD's for AT, with KD", _beside_kd({"loss": "at", "weight": 10000, "on": "feature", "reduction": "mean"})
     ),
