@@ -15,7 +15,7 @@ from client.cli import app
 from client.comparison import Row, compare
 from dsd_core.errors import DataError
 from dsd_core.events import Result
-from dsd_core.spec import parse_spec
+from dsd_core.spec import PRESETS, parse_spec
 from dsd_core.spread import over_seeds
 from tests.client import scenes
 from tests.client.scenes import SCORE
@@ -111,7 +111,7 @@ def test_a_job_without_teacher_is_what_others_gain_over_seed_by_seed(tmp_path: P
 def test_the_gain_is_over_the_same_losses_without_the_teacher(tmp_path: Path) -> None:
     weighted = {"loss": "ce", "class_weights": "log"}
     save_job(tmp_path / "plain", {0: 0.50}, **PLAIN)
-    save_job(tmp_path / "weighted", {0: 0.55}, losses=[weighted, {"loss": "kd"}], **TAUGHT)
+    save_job(tmp_path / "weighted", {0: 0.55}, losses=[weighted, *PRESETS["kd"][1:]], **TAUGHT)
     assert rows(tmp_path)["kd"].gain_mean is None
     save_job(tmp_path / "weighted-plain", {0: 0.53}, kind="train", losses=[weighted])
     found = rows(tmp_path)
