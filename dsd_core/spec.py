@@ -15,7 +15,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -30,6 +29,7 @@ from dsd_core.distill.loss import LossSpec
 from dsd_core.distill.losses import LOSSES
 from dsd_core.errors import SpecError, unknown
 from dsd_core.parts import Fraction, Part, Seed, Size, Slug, Text
+from dsd_core.yaml_text import parse_yaml
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
@@ -507,10 +507,10 @@ def _near_fields(parts: list[Any]) -> str:
 def load_spec(path: Path) -> JobSpec:
     """Read a job file, YAML or JSON. Raises SpecError that names the file and every wrong field."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"There is no job file {path}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")
