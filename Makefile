@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup check test test-fast demo up clean
+.PHONY: setup check test test-fast demo up compare loss-costs clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,12 @@ demo: setup
 
 up: setup
 	$(BIN)/dsd up
+
+compare: setup
+	$(BIN)/python benchmarks/camvid_losses.py $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER)) $(if $(JOBS),--jobs $(JOBS))
+
+loss-costs: setup
+	$(BIN)/python benchmarks/losses.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

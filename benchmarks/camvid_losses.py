@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PIECES = RESULTS / "camvid_losses"
 SHARED = ROOT.parent / "shared"
 SEEDS = (0, 1, 2)
-SEARCH_SEED, SEARCH_EPOCHS, EPOCHS = 100, 3, 8
+SEARCH_SEED, SEARCH_EPOCHS, EPOCHS = 100, 3, 6
 CE = {"loss": "ce", "class_weights": "log"}
 
 Losses = list[dict[str, Any]]
@@ -157,7 +157,7 @@ def run_piece(piece: Piece, data: Path, teacher: Path, runs: Path) -> None:
         "teacher": run.scores["teacher"].model_dump() if "teacher" in run.scores else None,
         "last_losses": progress[-1].losses,
         "grad_norms": {"first": progress[0].grad_norms, "last": progress[-1].grad_norms},
-        "train_seconds": run.train_seconds,
+        "train_seconds": run.spent["student"].seconds,
         "cpu_seconds": time.process_time() - start,
         "code_version": code_version(),
     }

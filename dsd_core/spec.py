@@ -213,24 +213,31 @@ else:
 SYNONYMS = {"pixel_similarity": "psd", "category_similarity": "csd"}
 
 
+_CE: dict[str, Any] = {"loss": "ce"}
+_AT_HEAD = {"logits_at": "head"}
+# The weights were chosen by `make compare`; docs/methods.md says how.
 PRESETS: dict[str, list[dict[str, Any]]] = {
-    "plain": [{"loss": "ce"}],
-    "dsd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}],
-    "dsd_kd": [{"loss": "ce"}, {"loss": "psd", "weight": 1.0}, {"loss": "csd", "weight": 10.0}, {"loss": "kd"}],
-    "kd": [{"loss": "ce"}, {"loss": "kd"}],
+    "plain": [_CE],
+    "dsd": [_CE, {"loss": "psd"}, {"loss": "csd", "weight": 10.0, **_AT_HEAD}],
+    "dsd_kd": [
+        _CE,
+        {"loss": "psd", "weight": 3.0},
+        {"loss": "csd", "weight": 30.0, **_AT_HEAD},
+        {"loss": "kd", "weight": 3.0, **_AT_HEAD},
+    ],
+    "kd": [_CE, {"loss": "kd", **_AT_HEAD}],
+    "at": [_CE, {"loss": "at", "weight": 10.0}],
+    "fitnet": [_CE, {"loss": "fitnet"}],
+    "skd": [_CE, {"loss": "skd_pairwise", "weight": 3.0, "pool": 2}],
+    "ifvd": [_CE, {"loss": "ifvd", "weight": 30.0}],
+    "cwd": [_CE, {"loss": "cwd", **_AT_HEAD}],
+    "cirkd": [_CE, {"loss": "cirkd", "weight": 3.0}],
+    "dist": [_CE, {"loss": "dist", "weight": 0.3, **_AT_HEAD}],
     # The constants of the public re-implementation (winycg/CIRKD, losses/dsd.py); docs/methods.md has the rest.
     "cirkd_dsd": [
-        {"loss": "ce"},
+        _CE,
         {"loss": "psd", "weight": 1000.0, "pairs": "all", "reduction": "mean", "layers": "head"},
-        {
-            "loss": "csd",
-            "weight": 10.0,
-            "tau": 4.0,
-            "softmax": "spatial",
-            "normalize": False,
-            "pool": 2,
-            "logits_at": "head",
-        },
+        {"loss": "csd", "weight": 10.0, "tau": 4.0, "softmax": "spatial", "normalize": False, "pool": 2, **_AT_HEAD},
     ],
 }
 

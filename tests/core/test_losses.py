@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 import dsd_core.distill.losses as L
 from dsd_core.distill.losses.cross_entropy import hard_pixels, pseudo_labels
 from dsd_core.distill.ops import resize
+from tests.conftest import ROOT
 from tests.core.tensors import maps
 
 IGNORE = 255
@@ -240,6 +242,36 @@ def test_other_channels_are_refused_where_values_are_compared(name: str) -> None
         getattr(L, name)(*maps((2, 3, 3, 5), (2, 6, 3, 5)))
 
 
+SIDES = st.integers(1, 6)
+BY_SHAPE = ("kd", "at", "fitnet", "skd_pairwise", "cwd", "cirkd", "dist")
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 5), SIDES, SIDES),
+    scales=st.tuples(st.sampled_from([0.0, 1e-6, 1.0, 1e4]), st.sampled_from([0.0, 1e-6, 1.0, 1e4])),
+    constant=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_every_loss_and_gradient_is_finite_for_any_shape_scale_and_without_variance(
+    shape, scales, constant, seed
+) -> None:
+    student, teacher = (scale * x.float() for scale, x in zip(scales, maps(shape, shape, seed=seed), strict=True))
+    if constant:
+        student = student.mean(dim=(1, 2, 3), keepdim=True).expand(shape)
+    labels = torch.randint(0, 2, (shape[0], *shape[2:]), generator=torch.Generator().manual_seed(seed))
+    given = {name: partial(getattr(L, name)) for name in BY_SHAPE} | {
+        "ifvd": partial(L.ifvd, labels=labels),
+        "psd": lambda s, t: L.pixel_similarity([s, s * s], [t, t * t]),
+        "csd": L.category_similarity,
+    }
+    for name, loss_of in given.items():
+        leaf = student.clone().requires_grad_()
+        loss = loss_of(leaf, teacher)
+        loss.backward()
+        assert loss.isfinite() and leaf.grad.isfinite().all(), name
+
+
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_at_and_the_losses_of_cosines_do_not_change_with_the_scale_of_the_features(scale: float, seed: int) -> None:
@@ -379,3 +411,17 @@ def test_resize_equals_torch_area_pooling_and_bilinear_growth(size, grid) -> Non
     shrunk = F.interpolate(x, (min(size[0], grid[0]), min(size[1], grid[1])), mode="area")
     expected = F.interpolate(shrunk, grid, mode="bilinear", align_corners=False)
     assert torch.allclose(resize(x, grid), expected, atol=1e-12)
+
+
+# --- the set of losses ------------------------------------------------------------------------------------------------
+
+
+def test_every_file_of_the_losses_holds_a_loss_that_jobs_can_name_and_its_function() -> None:
+    files = {path.stem for path in Path(L.__path__[0]).glob("*.py")} - {"__init__"}
+    assert {kind.__module__.rpartition(".")[2] for kind in L.LOSSES.values()} == files
+    assert all(callable(getattr(L, name)) for name in L.LOSSES if name not in ("psd", "csd"))
+
+
+def test_every_loss_is_described_in_the_documents() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert [name for name in L.LOSSES if f"`{name}`" not in text and f"{name} " not in text] == []

@@ -99,7 +99,7 @@ def test_mlflow_holds_the_run_with_its_numbers_pictures_spec_and_log(
     mlflow = tracking.mlflow.MlflowClient(service["mlflow_url"])
     run = mlflow.get_run(distilled["mlflow"]["run_id"])
     assert run.info.status == "FINISHED" and run.data.tags["job_id"] == distilled["id"]
-    assert run.data.params["losses.psd.weight"] == "1.0"
+    assert run.data.params["losses.psd.weight"] == "3.0"
     metrics = run.data.metrics
     for name in ("student/loss/psd", "student/grad_norm/csd", "student/learning_rate", "student/images_per_s"):
         assert name in metrics

@@ -1,0 +1,50 @@
+"""What the benchmarks run are jobs, and what they have written is what their code writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsd_core.spec import parse_spec, preset_losses
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import camvid_losses
+import losses as loss_costs
+
+METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd")
+
+
+def test_every_method_is_compared_with_as_many_candidates_and_each_is_a_job() -> None:
+    assert tuple(camvid_losses.CANDIDATES) == METHODS
+    for method, candidates in camvid_losses.CANDIDATES.items():
+        assert len(candidates) == (1 if method == "none" else 3)
+        for number in range(len(candidates)):
+            piece = camvid_losses.Piece(method, number, 0, 1)
+            spec = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors")))
+            assert spec.kind == ("train" if method == "none" else "distill")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
+    piece = camvid_losses.Piece(method, camvid_losses.chosen(method), 0, 1)
+    compared = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors"))).losses
+    assert preset_losses(method)[1:] == compared[1:]
+
+
+@pytest.mark.parametrize(("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs)])
+def test_the_committed_table_is_that_of_the_committed_figures(name: str, module: object) -> None:
+    figures = ROOT / "benchmarks" / "results" / f"{name}.json"
+    report = json.loads(figures.read_text())
+    assert module.markdown(report) == figures.with_suffix(".md").read_text()  # type: ignore[attr-defined]
+
+
+def test_the_comparison_has_every_method_with_every_seed_and_the_raw_results_of_all() -> None:
+    results = camvid_losses.RESULTS
+    report = json.loads((results / "camvid_losses.json").read_text())
+    assert {row["method"] for row in report["table"]} == set(METHODS)
+    assert all(len(row["miou"]) == len(report["seeds"]) == 3 for row in report["table"])
+    assert all(piece.file.exists() for piece in (*camvid_losses.search(), *camvid_losses.comparison()))
