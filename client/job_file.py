@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dsd_core.errors import SpecError
+from dsd_core.yaml_text import parse_yaml
 
 Json = dict[str, Any]
 PATHS = (
@@ -26,10 +25,10 @@ def read(path: Path, overrides: Iterable[str] = ()) -> Json:
     Field values are checked by whoever runs the job. Raises SpecError.
     """
     try:
-        job = yaml.safe_load(path.read_text(encoding="utf-8"))
+        job = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"There is no job file {path}.", hint="Ready ones are in examples/.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(job, dict):
         raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")
@@ -45,8 +44,8 @@ def apply(job: Json, override: str) -> None:
     if not equals or not all(names):
         raise SpecError(f"--set {override!r} is not KEY=VALUE.", hint="For example --set train.epochs=3.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise SpecError(f"The value of --set {override!r} cannot be read: {error}") from error
     place: Any = job
     for depth, name in enumerate(names[:-1], start=1):

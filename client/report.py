@@ -58,10 +58,10 @@ def _columns(result: Json) -> list[_Column]:
     teacher, teacher_cost, baseline = result.get("teacher"), result.get("teacher_cost"), result.get("baseline")
     student, cost = result["student"], result["student_cost"]
     of_students = with_spread(result.get("miou_mean"), result.get("miou_spread"))
-    if not teacher_cost:
+    if not (teacher or teacher_cost or baseline):
         return [_Column("student", student, cost, "bold green", of_students)]
     columns = [
-        _Column("teacher\n", teacher or {}, teacher_cost),
+        _Column("teacher\n", teacher or {}, teacher_cost or {}),
         _Column("student\ndistilled", student, cost, "bold green", of_students),
     ]
     if baseline:

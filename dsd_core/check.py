@@ -81,7 +81,13 @@ def refuse_unfit_images(spec: JobSpec, train: Dataset, scanned: Scan) -> None:
         raise SpecError(
             f"The training images have no labels, which the loss {', '.join(labelled)} needs.",
             field="/losses",
-            hint="Set `labels: teacher` in ce, which takes the teacher's predictions for labels, or leave ce out.",
+            hint=f"Leave {', '.join(labelled)} out; ce can also take the teacher's predictions (`labels: teacher`).",
+        )
+    if not train.labelled and any(loss.needs_class_shares for loss in spec.losses):
+        raise SpecError(
+            "The training images have no labels, so the shares of the classes for `class_weights: log` are unknown.",
+            field="/losses",
+            hint="Leave class_weights out.",
         )
     if len(scanned.sizes) > 1 and spec.train.augment.crop is None:
         (first, second), *_ = combinations(scanned.sizes, 2)

@@ -12,10 +12,10 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
-import yaml
 from pydantic import (
     BeforeValidator,
     Field,
@@ -29,7 +29,8 @@ from pydantic import (
 from dsd_core.distill.loss import LossSpec
 from dsd_core.distill.losses import LOSSES
 from dsd_core.errors import SpecError, unknown
-from dsd_core.parts import Fraction, Part, Seed, Size, Slug, Text
+from dsd_core.parts import Fraction, Part, Seed, Size, Slug, Text, alternatives
+from dsd_core.yaml_text import parse_yaml
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
@@ -64,7 +65,10 @@ DECODERS = {
     "upernet": "UPerNet",
     "segformer": "Segformer",
 }
-Option = bool | int | float | str | list[int] | None
+Option = Annotated[
+    bool | int | float | str | list[int] | None,
+    alternatives("give a number, text, true, false, null or a list of whole numbers."),
+]
 
 
 class Preprocess(Part):
@@ -246,10 +250,18 @@ def _expand_preset(value: Any) -> Any:
     return PRESETS[value]
 
 
+def _refuse_weights_without_leader(losses: tuple[Loss, ...], which: str) -> None:
+    numbers = [loss.weight for loss in losses if loss.weight != "auto"]
+    if len(numbers) < len(losses) and not (numbers and numbers[0]):
+        raise ValueError(
+            f"`weight: auto` follows the first term whose weight is a number, and {which} have none, or one of 0; give "
+            "one a number above 0."
+        )
+
+
 def _by_its_name(loss: Any) -> Any:
-    if isinstance(loss, dict) and loss.get("loss") in SYNONYMS:
-        return {**loss, "loss": SYNONYMS[loss["loss"]]}
-    return loss
+    name = loss.get("loss") if isinstance(loss, dict) else None
+    return {**loss, "loss": SYNONYMS[name]} if isinstance(name, str) and name in SYNONYMS else loss
 
 
 Losses = Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset, json_schema_input_type=tuple[Loss, ...] | str)]
@@ -436,8 +448,7 @@ class JobSpec(Part):
             raise ValueError(f"give at least one loss, or a preset: {', '.join(PRESETS)}.")
         if len(set(names)) != len(names) or "loss" in names or "total" in names:
             raise ValueError(f"each term needs a name of its own, got {', '.join(names)}; give one a `name`.")
-        if all(loss.weight == "auto" for loss in losses):
-            raise ValueError("`weight: auto` follows the first term whose weight is a number; give one a number.")
+        _refuse_weights_without_leader(losses, "the losses")
         return losses
 
     @field_validator("seeds")
@@ -459,6 +470,9 @@ class JobSpec(Part):
             raise ValueError(f"kind 'train' has no teacher for the losses {', '.join(teaching)}.")
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")
+        if self.baseline:
+            alone = tuple(loss for loss in self.losses if not loss.uses_teacher)
+            _refuse_weights_without_leader(alone, "the losses of the baseline")
         return self
 
     def digest(self) -> str:
@@ -489,6 +503,9 @@ def _parsed(part: type[PartT], data: Any, complaint: str) -> PartT:
         raise SpecError(f"{complaint}: {listed}", field=problems[0]["field"]) from error
 
 
+_QUOTED = re.compile(r"'([^']*)'")
+
+
 def field_problems(error: ValidationError) -> list[dict[str, str]]:
     """Each wrong field of a pydantic error: its JSON pointer and what to do about it."""
     problems = []
@@ -497,6 +514,12 @@ def field_problems(error: ValidationError) -> list[dict[str, str]]:
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = f"there is no such field. {_near_fields(parts)}".strip()
+        elif item["type"] == "literal_error":
+            message = _none_of(item["input"], _QUOTED.findall(item["ctx"]["expected"]))
+        elif item["type"] == "union_tag_invalid":
+            message, parts = str(unknown("loss", item["ctx"]["tag"], LOSSES)), [*parts, "loss"]
+        elif item["type"] == "union_tag_not_found":
+            message = f"say which `loss` it is: {', '.join(LOSSES)}."
         problems.append({"field": "".join(f"/{p}" for p in parts), "message": message, "type": item["type"]})
     return problems
 
@@ -507,17 +530,25 @@ def _near_fields(parts: list[Any]) -> str:
         *LOSSES.values(),
     )
     known = {name for part in parts_of_a_spec for name in part.model_fields}
-    near = difflib.get_close_matches(str(parts[-1]), known, n=3, cutoff=0.6) if parts else []
+    return _near(str(parts[-1]), known) if parts else ""
+
+
+def _none_of(value: Any, known: list[str]) -> str:
+    return f"{str(value)[:100]!r} is none of {', '.join(known)}. {_near(str(value), known)}".strip()
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"Did you mean {', '.join(near)}?" if near else ""
 
 
 def load_spec(path: Path) -> JobSpec:
     """Read a job file, YAML or JSON. Raises SpecError that names the file and every wrong field."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"There is no job file {path}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
     if not isinstance(data, dict):
         raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")

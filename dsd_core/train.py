@@ -174,7 +174,7 @@ def prepare(
     refuse_unfit_images(spec, train_set, scanned)
     scan(val_set)
     weights = None
-    if any(getattr(loss, "class_weights", "none") == "log" for loss in spec.losses):
+    if any(loss.needs_class_shares for loss in spec.losses):
         weights = log_class_weights(torch.tensor(scanned.class_shares, dtype=torch.float32))
     run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
     if spec.teacher is not None:
@@ -185,9 +185,25 @@ def prepare(
     # Names of taps and shapes of weights are proved before anything is trained.
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
+    if spec.train.batch == 1:
+        refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
     if learner.started_from is not None:
         emit(Note(message=f"The student starts from {learner.started_from}"))
     return run
+
+
+def refuse_single_images(student: Segmenter, size: tuple[int, int]) -> None:
+    """Raise SpecError where the student cannot train on one image at a time: batch normalisation of pooled features
+    needs more than one value a channel. Alters the student's running statistics."""
+    device = next(student.parameters()).device
+    try:
+        student.train()(torch.zeros(1, 3, *size, dtype=torch.uint8, device=device))
+    except ValueError as error:
+        raise SpecError(
+            f"This network cannot train on one image at a time: {error}.",
+            field="/train/batch",
+            hint="Set train.batch to 2 or more; it normalises features that are pooled to one value an image.",
+        ) from error
 
 
 def refuse_other_run(run: Run, state: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.names import check_network
 from dsd_core.models.sidecar import PREPROCESS, parse_preprocess, read_sidecar
-from dsd_core.models.weights_header import outputs_in, with_options_of
+from dsd_core.models.weights_header import outputs_in, shapes_in, with_options_of
 from dsd_core.spec import NetworkSpec, Preprocess
 
 _SAME_CLASSES = "Both must have the same classes in the same order; one more output, void, is left out."
@@ -26,6 +26,7 @@ def describe_weights(
             field=f"{field}/weights",
             hint="Check the path on the workers' machine.",
         )
+    shapes_in(weights, field=f"{field}/weights")  # a pickle is refused before anybody is asked what is in it
     if network is None or preprocess is None:
         beside_network, beside_preprocess = read_sidecar(weights, field=field)
         network, preprocess = network or beside_network, preprocess or beside_preprocess

@@ -13,12 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dsd_core.data.class_list import rainbow
 from dsd_core.data.dataset import IGNORE, MOST_CLASSES
 from dsd_core.data.labels import BYTE, COLOUR, FIELD, WORD, Labels, id_table, labels_by_table
 from dsd_core.errors import DataError, shown
+from dsd_core.yaml_text import parse_yaml
 
 NAME = "classes.yaml"
 MOST_BYTES = 1_000_000
@@ -56,8 +55,8 @@ def _load(path: Path) -> Any:
     if path.stat().st_size > MOST_BYTES:
         raise _wrong(path, "has more than a million bytes")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise _wrong(path, f"cannot be read as YAML: {error}") from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dsd_core.distill.lazy import ops, torch
-from dsd_core.parts import Fraction, Part, Weight
+from dsd_core.parts import Fraction, Part, Weight, alternatives
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,7 +68,7 @@ class LossSpec(Part):
     loss: str
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")] | None = None
     """What the term is called where one loss stands twice; by default it has the loss's own name."""
-    weight: Weight | Literal["auto"] = 1.0
+    weight: Annotated[Weight | Literal["auto"], alternatives("give a number from 0 to 1000000, or `auto`.")] = 1.0
     """Factor of the term. `auto`: its gradient at the student's parameters gets the norm of the gradient of the first
     term whose weight is a number; measured at each logging step and averaged."""
     warmup: Fraction = 0.0
@@ -91,6 +91,11 @@ class LossSpec(Part):
     def uses_labels(self) -> bool:
         """Whether it can do nothing for images without labels."""
         return not self.uses_teacher
+
+    @property
+    def needs_class_shares(self) -> bool:
+        """Whether it weighs the classes by their shares of the training pixels."""
+        return False
 
     def student_layers(self) -> tuple[Layers, ...]:
         """Kinds of layers that the term needs of the student, beside its logits."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dsd_core.errors import SpecError
@@ -13,7 +14,7 @@ from dsd_core.models.espnet import ESPNet, ESPNetC
 from dsd_core.models.names import STRIDES, check_network
 from dsd_core.models.pspnet import pspnet_r18, pspnet_r18_half, pspnet_r101
 from dsd_core.models.tap_names import TapNames
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, network_spec
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, field_problems, network_spec
 
 _WITHOUT_OPTIONS = {
     "enet": ENet,
@@ -35,9 +36,12 @@ class TapsItself(Protocol):
 def build(network: NetworkSpec | str, classes: int, *, field: str = "/student/network") -> nn.Module:
     """The network with `classes` outputs, random or with its encoder's pretrained weights; nothing works in place.
 
-    Raises SpecError for an encoder or option it cannot take, WeightsError where pretrained weights cannot be fetched.
+    Raises SpecError for an encoder or option it cannot take and for no classes, WeightsError where pretrained weights
+    cannot be fetched.
     """
     spec = as_spec(network)
+    if classes < 1:
+        raise SpecError(f"A network needs at least one class, not {classes}.")
     check_network(spec, field)
     module = _construct(spec, classes, field)
     switch_off_in_place(module)
@@ -101,8 +105,9 @@ def as_spec(network: NetworkSpec | str) -> NetworkSpec:
         return network
     try:
         return network_spec(network)
-    except ValueError as error:
-        raise SpecError(f"{network!r} is not a network: {error}") from error
+    except ValidationError as error:
+        said = "; ".join(problem["message"] for problem in field_problems(error))
+        raise SpecError(f"{network!r} is not a network: {said}") from error
 
 
 def _construct(spec: NetworkSpec, classes: int, field: str) -> nn.Module:

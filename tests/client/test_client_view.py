@@ -87,6 +87,12 @@ def test_the_table_compares_teacher_baseline_and_student() -> None:
     assert "35.7x fewer parameters" in text
 
 
+def test_a_teacher_whose_cost_is_unknown_stands_beside_baseline_and_student() -> None:
+    text = table(scenes.result(teacher_cost=None))
+    assert "0.6500" in text and "0.5200" in text and "0.5500" in text
+    assert "without teacher" in text and "Compared" not in text
+
+
 def test_a_loss_by_distillation_is_shown_as_one() -> None:
     text = table(scenes.result(gain=-0.012))
     assert "-0.0120 mIoU" in text and "did not help" in text

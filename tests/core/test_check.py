@@ -175,3 +175,27 @@ def test_a_class_that_train_does_not_show_and_blank_masks_are_found(tmp_path):
     warnings = [finding.message for finding in check(folder_job(root)).findings if finding.level == "warning"]
     assert "train shows no pixel of never." in warnings
     assert "1 masks of train ignore every pixel: a.png." in warnings
+
+
+def test_class_weights_by_shares_are_refused_where_no_image_has_labels(tmp_path):
+    root = layouts.folder(tmp_path / "data")
+    shutil.rmtree(root / "masks" / "train")
+    teacher = {"weights": str(weights_file(tmp_path, outputs=3))}
+    spec = {
+        "name": "a",
+        "dataset": {"name": "folder", "root": str(root)},
+        "student": {"network": "espnet"},
+        "teacher": teacher,
+        "losses": [{"loss": "ce", "labels": "teacher", "class_weights": "log"}],
+    }
+    with pytest.raises(SpecError, match="shares of the classes") as caught:
+        check(parse_spec(spec))
+    assert caught.value.field == "/losses"
+
+
+def test_a_pickle_is_called_one_before_anything_else_is_asked_of_it(camvid_folder, tmp_path):
+    pickle = tmp_path / "teacher.pth"
+    pickle.write_bytes(b"\x80\x02}q\x00.")
+    with pytest.raises(WeightsError, match="is a pickle") as caught:
+        check(job(camvid_folder, pickle))
+    assert caught.value.field == "/teacher/weights"

@@ -172,3 +172,18 @@ def test_frozen_network_stays_in_eval_and_takes_no_gradient() -> None:
     assert not logits.requires_grad
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     assert frozen.network is segmenter.network
+
+
+@pytest.mark.parametrize(
+    ("network", "classes", "says"),
+    [
+        ("espent", 3, "There is no network named 'espent'. Did you mean: espnet"),
+        ("fpn", 3, "needs an encoder"),
+        ({"name": "espnet", "depth": 3}, 3, "there is no such field"),
+        ("espnet", 0, "at least one class"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_a_sentence(network, classes, says):
+    with pytest.raises(SpecError) as caught:
+        build(network, classes)
+    assert says in caught.value.message and "pydantic" not in caught.value.message

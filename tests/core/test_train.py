@@ -318,6 +318,13 @@ def test_a_folder_of_another_spec_or_teacher_is_not_resumed(teacher, tmp_path):
         train(spec, tmp_path, lambda event: None, teacher_weights=other)
 
 
+def test_a_network_that_cannot_train_on_single_images_is_refused_before_training(tmp_path):
+    spec = small_spec(train__batch=1, student__network="pspnet_r18_half")
+    with pytest.raises(SpecError, match="one image at a time") as caught:
+        train(spec, tmp_path, lambda event: None)
+    assert caught.value.field == "/train/batch"
+
+
 def test_training_leaves_the_teacher_as_it_was(teacher):
     spec = small_spec(teacher)
     frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])

@@ -43,6 +43,10 @@ class CrossEntropy(LossSpec):
     def uses_teacher(self) -> bool:
         return self.labels == "teacher"
 
+    @property
+    def needs_class_shares(self) -> bool:
+        return self.class_weights == "log"
+
     def student_layers(self) -> tuple[Layers, ...]:
         return ("auxiliary",)
 
@@ -63,7 +67,7 @@ class CrossEntropy(LossSpec):
         return ce(
             logits_NKHW,
             labels_NHW,
-            class_weights if self.class_weights == "log" else None,
+            class_weights if self.needs_class_shares else None,
             label_smoothing=self.label_smoothing,
             ohem=self.ohem,
             ohem_least=self.ohem_least,

@@ -9,13 +9,17 @@ from pydantic import Field
 
 from dsd_core.distill.lazy import F, ops, torch
 from dsd_core.distill.loss import FeatureLoss, Seen
+from dsd_core.parts import alternatives
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["skd_pairwise"]
 
-Pool = Annotated[int, Field(ge=2, le=64)] | Literal["half"] | None
+Pool = Annotated[
+    Annotated[int, Field(ge=2, le=64)] | Literal["half"] | None,
+    alternatives("give a whole number from 2 to 64, `half`, or null."),
+]
 
 
 class PairWise(FeatureLoss):

@@ -1,0 +1,91 @@
+"""What distillation leaves alone, a teacher with dropout and batch norm, and what it reaches in several processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dsd_core.data import open_dataset
+from dsd_core.data.loader import Batch, train_batches
+from dsd_core.learner import build_learner
+from dsd_core.models import build
+from dsd_core.models.frozen import Frozen
+from dsd_core.spec import network_spec
+from dsd_core.teacher import load_teacher
+from tests.core.distilling_rank import batch_of, outcome, task_of
+from tests.core.small import CLASSES, save_teacher, small_spec
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WITH_DROPOUT = [
+    {"name": "fpn", "encoder": "resnet18", "options": {"decoder_dropout": 0.5}},
+    {"name": "pspnet", "encoder": "resnet18", "options": {"psp_dropout": 0.5, "encoder_depth": 3}},
+]
+
+
+def dropout_teacher(folder: Path, network: dict) -> tuple[Path, nn.Module]:
+    """A weights file of random weights, and the network before anything froze it."""
+    torch.manual_seed(5)
+    module = build(network_spec(network), len(CLASSES))
+    path = folder / "dropout.safetensors"
+    save_file(module.state_dict(), path)
+    path.with_suffix(".json").write_text(json.dumps({"network": network, "preprocess": "zero_one"}))
+    return path, module
+
+
+@pytest.mark.parametrize("network", WITH_DROPOUT, ids=lambda network: network["name"])
+def test_dropout_and_batch_norm_of_the_teacher_rest_before_during_and_after_training(network, tmp_path) -> None:
+    path, module = dropout_teacher(tmp_path, network)
+    image_N3HW = torch.rand(2, 3, 32, 64)
+    assert not torch.equal(module.train()(image_N3HW), module(image_N3HW)), "its dropout does something when it trains"
+
+    spec = small_spec(path, train__batch=4)
+    frozen = Frozen(load_teacher(spec.teacher, CLASSES)[0])
+    batches = list(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 3))
+    before = frozen(batches[0].images_N3HW)
+    buffers = {name: buffer.clone() for name, buffer in frozen.named_buffers()}
+    learner = build_learner(spec, spec.losses, frozen, len(CLASSES), torch.device("cpu"), None)
+    taught: list[Tensor] = []
+    frozen.register_forward_hook(lambda module, inputs, logits: taught.append(logits))
+    learner.task.train()
+    for batch in (batches[0], *batches):
+        learner.step(batch, 0.1, 1.0, measure=False)
+    after = frozen(batches[0].images_N3HW)
+
+    assert len(taught) == 5
+    assert all(torch.equal(logits, before) for logits in (*taught[:2], after))
+    assert any("running_mean" in name for name in buffers)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in frozen.named_buffers())
+
+
+def test_two_processes_share_the_gradients_of_all_that_is_learned(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path)
+    outs = [tmp_path / f"rank-{rank}.safetensors" for rank in range(2)]
+    program = [sys.executable, "-m", "tests.core.distilling_rank"]
+    shared = [str(tmp_path / "meeting"), str(teacher)]
+    ranks = [subprocess.Popen([*program, str(rank), "2", *shared, str(out)], cwd=ROOT) for rank, out in enumerate(outs)]
+    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+
+    alone = [_alone(teacher, batch_of(teacher, rank)) for rank in range(2)]
+    together = [load_file(out) for out in outs]
+    for own, wrapped in zip(alone, together, strict=True):
+        assert set(own) == set(wrapped)
+        for name in own:
+            expected = own[name] if "gradient" not in name else (alone[0][name] + alone[1][name]) / 2
+            assert torch.allclose(wrapped[name], expected, rtol=1e-3, atol=1e-5), name
+
+
+def _alone(teacher: Path, batch: Batch) -> dict[str, Tensor]:
+    """What one process comes to by itself; every learned parameter gets a gradient, projections among them."""
+    task = task_of(teacher)
+    found = outcome(task, task, batch)
+    assert len(list(task.projections.parameters())) >= 2
+    assert sum(name.startswith("gradient") for name in found) == len(task.learned())
+    task.close()
+    return found
