@@ -37,7 +37,7 @@ def convert(source: Path, target: Path) -> dict[str, tuple[int, ...]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as folder:
         written = Path(folder) / "weights.safetensors"
-        _read_in_child(source.resolve(), written)
+        _read_in_child(source.resolve(), written.resolve())
         try:
             shapes = shapes_in(written, field="")
         except WeightsError as error:

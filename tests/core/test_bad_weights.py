@@ -130,11 +130,12 @@ def test_an_exported_program_is_refused_with_what_to_write_instead(tmp_path: Pat
         assert "exported program" in refused(path, read).message
 
 
-def test_a_checkpoint_of_tensors_is_converted_and_loads(tmp_path: Path) -> None:
+def test_a_checkpoint_of_tensors_is_converted_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     state = build(network_spec(TINY), 4).state_dict()
     inside = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 3, "state_dict": {"model": inside}}, tmp_path / "w.pth")
-    shapes = convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    shapes = convert(Path("w.pth"), Path("w.safetensors"))
     assert shapes == {name: tuple(tensor.shape) for name, tensor in state.items()}
     again = build(network_spec(TINY), 4)
     load_weights(again, tmp_path / "w.safetensors", field="")
