@@ -503,6 +503,11 @@ def _parsed(part: type[PartT], data: Any, complaint: str) -> PartT:
         raise SpecError(f"{complaint}: {listed}", field=problems[0]["field"]) from error
 
 
+def complaints(error: ValidationError) -> str:
+    """What a pydantic error has against a value that stands alone, in one sentence a problem."""
+    return " ".join(problem["message"] for problem in field_problems(error))
+
+
 _QUOTED = re.compile(r"'([^']*)'")
 
 

@@ -14,7 +14,7 @@ from dsd_core.models.espnet import ESPNet, ESPNetC
 from dsd_core.models.names import STRIDES, check_network
 from dsd_core.models.pspnet import pspnet_r18, pspnet_r18_half, pspnet_r101
 from dsd_core.models.tap_names import TapNames
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, field_problems, network_spec
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, complaints, network_spec
 
 _WITHOUT_OPTIONS = {
     "enet": ENet,
@@ -106,8 +106,7 @@ def as_spec(network: NetworkSpec | str) -> NetworkSpec:
     try:
         return network_spec(network)
     except ValidationError as error:
-        said = "; ".join(problem["message"] for problem in field_problems(error))
-        raise SpecError(f"{network!r} is not a network: {said}") from error
+        raise SpecError(f"{network!r} is not a network: {complaints(error)}") from error
 
 
 def _construct(spec: NetworkSpec, classes: int, field: str) -> nn.Module:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from dsd_core.errors import SpecError
 from dsd_core.models.affine import affine_in_x
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess, network_spec
+from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess, complaints, network_spec
 
 PREPROCESS: dict[str, Preprocess] = {
     "imagenet": Preprocess(),
@@ -74,10 +74,9 @@ def parse_network(said: Any, *, field: str = "/teacher/network") -> NetworkSpec:
             said = _constructor_call(said)
         return network_spec(said)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise SpecError(
-            f"{str(said)[:200]!r} does not name a network: {reason}.", field=field, hint="Give `network` in the job."
-        ) from error
+        reason = complaints(error) if isinstance(error, ValidationError) else f"{error}."
+        hint = "Give `network` in the job." if field.startswith("/") else None
+        raise SpecError(f"{str(said)[:200]!r} does not name a network: {reason}", field=field, hint=hint) from error
 
 
 def network_from_text(text: str, *, field: str) -> NetworkSpec:

@@ -12,7 +12,7 @@ import pytest
 
 from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.names import PREPROCESS, check_network, encoders, outputs_in, parse_preprocess, read_sidecar
-from dsd_core.models.sidecar import parse_network
+from dsd_core.models.sidecar import network_from_text, parse_network
 from dsd_core.models.weights_header import shapes_in
 from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess
 from tests.builders import a_header
@@ -232,3 +232,13 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     path = a_header(tmp_path / "w.safetensors", {"a": tensor}, b"\0" * 5)
     with pytest.raises(WeightsError, match="5 bytes of tensors, its header promises 8"):
         shapes_in(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("espent", "Did you mean: espnet (and 22 more)?"), ("fpn", "needs an encoder, for example fpn:resnet18.")],
+)
+def test_a_network_that_is_none_is_answered_in_a_sentence(said, reason):
+    with pytest.raises(SpecError) as caught:
+        network_from_text(said, field="NETWORK")
+    assert caught.value.message.endswith(reason) and "Value error" not in caught.value.message
