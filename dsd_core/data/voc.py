@@ -5,8 +5,9 @@ is `VOC2012`, the `VOCdevkit` around it, or the folder around that.
 
 `voc2012_aug` trains on the 10582 images that the field calls trainaug: those of the Semantic Boundaries Dataset
 (Hariharan et al., ICCV 2011) and of VOC's train without those of VOC's val. They come from a `SegmentationClassAug`
-folder with a list `trainaug.txt`, or from SBD as it unpacks (`img/`, `cls/*.mat`, `train.txt`, `val.txt`) beside VOC,
-where VOC's own masks go before SBD's. SBD alone has its own val. Whatever the lists say, no image of val is in train.
+folder with a list `trainaug.txt`, or from SBD as it unpacks (`img/`, `cls/*.mat`, `train.txt`, `val.txt`) below the
+same root, where VOC's own masks go before SBD's. SBD alone has its own val. Whatever the lists say, no image of val is
+in train.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ LAYOUT = (
 )
 AUG_LAYOUT = (
     f"{LAYOUT} For voc2012_aug also SegmentationClassAug and ImageSets/Segmentation/trainaug.txt (or train_aug.txt), "
-    "or beside it benchmark_RELEASE/dataset (or dataset) with img, cls, train.txt and val.txt, as SBD's benchmark.tgz "
-    "unpacks."
+    "or, with the folder that holds both as root, benchmark_RELEASE/dataset (or dataset) with img, cls, train.txt and "
+    "val.txt, as SBD's benchmark.tgz unpacks."
 )
 VOC_PLACES = (".", "VOC2012", "VOCdevkit/VOC2012")
 SBD_PLACES = ("benchmark_RELEASE/dataset", "dataset", ".")

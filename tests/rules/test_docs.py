@@ -11,8 +11,11 @@ import typer.main
 
 from api.main import create_app
 from client.cli import app
+from dsd_core.data import DATASETS
+from dsd_core.distill.losses import LOSSES
 from dsd_core.models.licences import ALLOW
-from dsd_core.spec import load_spec
+from dsd_core.models.zoo_names import ZOO_TEACHERS
+from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, load_spec
 from jobs.settings import Settings
 from tests.conftest import ROOT
 
@@ -34,6 +37,19 @@ def test_the_readme_runs_only_commands_that_exist() -> None:
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", EVERYTHING, re.S))
     assert set(re.findall(r"^dsd (\w+)", blocks, re.M)) <= COMMANDS
     assert set(re.findall(r"^make (\w+)", blocks, re.M)) <= TARGETS
+
+
+def test_every_loss_preset_network_dataset_and_published_teacher_is_documented() -> None:
+    named = set(re.findall(r"`([^`\n]+)`", EVERYTHING))
+    names = [*LOSSES, *PRESETS, *OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS, *DATASETS, *ZOO_TEACHERS]
+    assert [name for name in names if name not in named] == []
+
+
+def test_every_file_that_is_named_exists() -> None:
+    folders = "dsd_core|jobs|api|worker|client|deploy|tests|examples"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]*)", EVERYTHING)
+    assert len(paths) > 50
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
