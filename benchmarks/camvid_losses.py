@@ -38,21 +38,22 @@ def _scaled(weights: tuple[float, ...], *losses: dict[str, Any]) -> list[Losses]
 
 
 PSD, CSD = {"loss": "psd"}, {"loss": "csd", "weight": 10.0, "logits_at": "head"}
-KD = {"loss": "kd", "logits_at": "head"}
+KD, CWD = {"loss": "kd", "logits_at": "head"}, {"loss": "cwd", "weight": 1.0, "logits_at": "head"}
 CANDIDATES: dict[str, list[Losses]] = {
     "none": [[]],
     "kd": _scaled((1.0, 3.0, 10.0), KD),
     "at": _scaled((1.0, 3.0, 10.0), {"loss": "at", "on": "taps"}),
     "skd": _scaled((3.0, 10.0, 30.0), {"loss": "skd_pairwise", "pool": 2}),
     "ifvd": _scaled((3.0, 10.0, 30.0), {"loss": "ifvd"}),
-    "cwd": _scaled((1.0, 3.0, 10.0), {"loss": "cwd", "logits_at": "head"}),
+    "cwd": _scaled((1.0, 3.0, 10.0), CWD),
     "cirkd": _scaled((0.3, 1.0, 3.0), {"loss": "cirkd", "stride": 8}),
     "dist": _scaled((0.3, 1.0, 3.0), {"loss": "dist", "logits_at": "head"}),
     "dsd": _scaled((1.0, 3.0, 10.0), PSD, CSD),
     "dsd_kd": _scaled((1.0, 3.0, 10.0), PSD, CSD, KD),
+    "dsd_cwd": [[*losses, CWD] for losses in _scaled((0.3, 1.0, 3.0), PSD, CSD)],
 }
 """What is tried for each method, beside the cross-entropy that all have. Every loss stands alone, as in table 2 of
-Shu et al. (ICCV 2021), but for the two that are combinations by name."""
+Shu et al. (ICCV 2021), but for those that are combinations by name."""
 
 
 @dataclass(frozen=True)

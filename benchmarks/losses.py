@@ -16,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsd_core.distill.losses as L
@@ -94,16 +97,15 @@ def measure(name: str) -> dict[str, Any]:
     with FlopCounterMode(display=False) as both_flops:
         forward().backward()
     del loss
-    before = _reset_peak()
-    forward().backward()
-    peak = _peak() - before
+    with Live() as live:
+        forward().backward()
     return {
         "loss": name,
         "note": case.note,
         "forward_gflop": forward_flops.get_total_flops() / IMAGES / 1e9,
         "both_gflop": both_flops.get_total_flops() / IMAGES / 1e9,
         "cpu_seconds": _least_seconds(lambda: forward().backward()),
-        "peak_mib": peak / 2**20,
+        "peak_mib": live.peak / 2**20,
     }
 
 
@@ -125,15 +127,16 @@ def measure_step() -> dict[str, Any]:
 
     with FlopCounterMode(display=False) as flops:
         step()
-    before = _reset_peak()
     seconds = _least_seconds(step, least=2)
+    with Live() as live:
+        step()
     return {
         "loss": "step of pspnet_r18",
         "note": "cross-entropy alone",
         "forward_gflop": None,
         "both_gflop": flops.get_total_flops() / IMAGES / 1e9,
         "cpu_seconds": seconds,
-        "peak_mib": (_peak() - before) / 2**20,
+        "peak_mib": live.peak / 2**20,
     }
 
 
@@ -148,19 +151,39 @@ def _least_seconds(work: Callable[[], None], least: int = 5) -> float:
     return min(seconds)
 
 
-def _reset_peak() -> int:
-    """Set the process's peak memory back to what it has now (Linux), and say how much that is, in bytes."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+class Live(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make while they live, and the most there were at once.
 
+    What an operation takes for itself while it runs does not show.
+    """
 
-def _peak() -> int:
-    return _status("VmHWM")
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                self._known.add(tensor.untyped_storage()._cdata)  # an input, which was there before
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
 
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -170,7 +193,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"Made by `{report['command']}` on {report['machine']}. Two images of {CROP}x{CROP} at stride 8, teacher"
         " 512 and student 128 channels, 19 classes, one thread, float32. Operations are per image, two a multiply-add;"
-        " matrix products and convolutions alone; seconds and peak memory are of forward and backward for both images."
+        " matrix products and convolutions alone; seconds, and the most bytes of tensors at once beside the inputs, of"
+        " forward and backward for both images."
         " The last column is the share of the CPU time of a training step of `pspnet_r18` on the same crops.",
         "",
         "| loss | forward GFLOP | both GFLOP | lean form, forward | CPU ms | peak MiB | of a step | |",

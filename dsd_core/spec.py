@@ -225,6 +225,12 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
         {"loss": "csd", "weight": 30.0, **_AT_HEAD},
         {"loss": "kd", "weight": 3.0, **_AT_HEAD},
     ],
+    "dsd_cwd": [
+        _CE,
+        {"loss": "psd", "weight": 0.3},
+        {"loss": "csd", "weight": 3.0, **_AT_HEAD},
+        {"loss": "cwd", **_AT_HEAD},
+    ],
     "kd": [_CE, {"loss": "kd", **_AT_HEAD}],
     "at": [_CE, {"loss": "at", "weight": 10.0}],
     "fitnet": [_CE, {"loss": "fitnet"}],
@@ -240,6 +246,10 @@ PRESETS: dict[str, list[dict[str, Any]]] = {
         {"loss": "csd", "weight": 10.0, "tau": 4.0, "softmax": "spatial", "normalize": False, "pool": 2, **_AT_HEAD},
     ],
 }
+
+
+DEFAULT_PRESET = "cwd"
+"""Of a distill job: the preset with the best mean mIoU in the comparison on CamVid."""
 
 
 def _expand_preset(value: Any) -> Any:
@@ -419,8 +429,9 @@ class JobSpec(Part):
     dataset: DatasetSpec
     student: Student
     teacher: Teacher | None = None
-    losses: Losses = Field(default="dsd", validate_default=True)
-    """A list of losses with weights, or the name of a preset. Default: `dsd` for distill, `plain` for train."""
+    losses: Losses = Field(default=DEFAULT_PRESET, validate_default=True)
+    """A list of losses with weights, or the name of a preset. Default: `cwd` for distill, the winner of
+    `benchmarks/results/camvid_losses.md`; `plain` for train."""
     train: Training = Training()
     evaluate: Evaluation = Evaluation()
     baseline: bool = False
@@ -437,7 +448,7 @@ class JobSpec(Part):
     @classmethod
     def _default_losses(cls, value: Any) -> Any:
         if isinstance(value, dict) and "losses" not in value:
-            return {**value, "losses": "plain" if value.get("kind") == "train" else "dsd"}
+            return {**value, "losses": "plain" if value.get("kind") == "train" else DEFAULT_PRESET}
         return value
 
     @field_validator("losses")

@@ -42,8 +42,8 @@ class DistillTask(nn.Module):
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         channels = Channels(
-            _channels(student, student.network, student_layers),
-            {} if teacher is None else _channels(teacher, teacher.network, teacher_layers),
+            _channels(student, student.network, student_layers, "/student/taps"),
+            {} if teacher is None else _channels(teacher, teacher.network, teacher_layers, "/teacher/taps"),
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
@@ -125,7 +125,7 @@ def _modules(found: dict[str, nn.Module | None]) -> nn.ModuleDict:
     return nn.ModuleDict({term: module for term, module in found.items() if module is not None})
 
 
-def _channels(run: nn.Module, network: nn.Module, layers: Names) -> dict[str, list[int]]:
+def _channels(run: nn.Module, network: nn.Module, layers: Names, field: str) -> dict[str, list[int]]:
     """Channels of each tapped feature, by one forward pass of a small image that leaves the network as it was."""
     if not layers:
         return {}
@@ -133,7 +133,7 @@ def _channels(run: nn.Module, network: nn.Module, layers: Names) -> dict[str, li
     side = 2 * max(int(getattr(getattr(run, "module", run), "stride", 32)), 32)
     image = torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(run.buffers()).device)
     with ExitStack() as hooks, torch.no_grad():
-        taps = {kind: hooks.enter_context(Taps(network, names)) for kind, names in layers.items()}
+        taps = {kind: hooks.enter_context(Taps(network, names, field=field)) for kind, names in layers.items()}
         run.eval()(image)
         run.train(was_training)
         return {kind: [feature.shape[1] for feature in tap.features()] for kind, tap in taps.items()}

@@ -2,7 +2,8 @@
 
 Pyramid Scene Parsing Network (Zhao et al., CVPR 2017) on a ResNet (He et al., CVPR 2016) with a stem of three
 convolutions and stages 3 and 4 dilated, so that all is at 1/8 from stage 2 on. Activations of the pyramid and the
-auxiliary head are leaky, as in the activated batch norm of that protocol's code.
+auxiliary head are leaky, as in the activated batch norm of that protocol's code. The ResNet's tensors have the names
+they have in torchvision (`layer1.0.conv1`, `downsample`), so that files of it trained on ImageNet fit.
 """
 
 from __future__ import annotations
@@ -26,16 +27,14 @@ class BasicBlock(nn.Module):
 
     def __init__(self, channels_in: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            *_conv_bn(channels_in, width, 3, stride, dilation),
-            nn.ReLU(),
-            *_conv_bn(width, width, 3, dilation=dilation),
-        )
-        self.skip = _skip(channels_in, width, stride)
+        self.conv1, self.bn1 = _conv_bn(channels_in, width, 3, stride, dilation)
+        self.conv2, self.bn2 = _conv_bn(width, width, 3, dilation=dilation)
+        self.downsample = _skip(channels_in, width, stride)
         self.act = nn.ReLU()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.act(self.residual(x_NCHW) + self.skip(x_NCHW))
+        y = self.act(self.bn1(self.conv1(x_NCHW)))
+        return self.act(self.bn2(self.conv2(y)) + self.downsample(x_NCHW))
 
 
 class Bottleneck(nn.Module):
@@ -45,18 +44,16 @@ class Bottleneck(nn.Module):
 
     def __init__(self, channels_in: int, width: int, stride: int, dilation: int) -> None:
         super().__init__()
-        self.residual = nn.Sequential(
-            *_conv_bn(channels_in, width, 1),
-            nn.ReLU(),
-            *_conv_bn(width, width, 3, stride, dilation),
-            nn.ReLU(),
-            *_conv_bn(width, self.expansion * width, 1),
-        )
-        self.skip = _skip(channels_in, self.expansion * width, stride)
+        self.conv1, self.bn1 = _conv_bn(channels_in, width, 1)
+        self.conv2, self.bn2 = _conv_bn(width, width, 3, stride, dilation)
+        self.conv3, self.bn3 = _conv_bn(width, self.expansion * width, 1)
+        self.downsample = _skip(channels_in, self.expansion * width, stride)
         self.act = nn.ReLU()
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
-        return self.act(self.residual(x_NCHW) + self.skip(x_NCHW))
+        y = self.act(self.bn1(self.conv1(x_NCHW)))
+        y = self.act(self.bn2(self.conv2(y)))
+        return self.act(self.bn3(self.conv3(y)) + self.downsample(x_NCHW))
 
 
 class PSPNet(nn.Module):
@@ -84,12 +81,11 @@ class PSPNet(nn.Module):
     ) -> None:
         super().__init__()
         w, e = width, block.expansion
-        self.stem = nn.Sequential(
-            *(*_conv_bn(3, w, 3, stride=2), nn.ReLU()),
-            *(*_conv_bn(w, w, 3), nn.ReLU()),
-            *(*_conv_bn(w, 2 * w, 3), nn.ReLU()),
-            nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
-        )
+        self.conv1, self.bn1 = _conv_bn(3, w, 3, stride=2)
+        self.conv2, self.bn2 = _conv_bn(w, w, 3)
+        self.conv3, self.bn3 = _conv_bn(w, 2 * w, 3)
+        self.act = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         self.layer1 = _stage(block, depths[0], 2 * w, w)
         self.layer2 = _stage(block, depths[1], e * w, 2 * w, stride=2)
         self.layer3 = _stage(block, depths[2], e * 2 * w, 4 * w, dilation=2)
@@ -104,11 +100,22 @@ class PSPNet(nn.Module):
 
     def forward(self, images_N3HW: Tensor) -> Tensor:
         """Logits NKHW. A side of 8 n pixels has n + 1 grid points, whose first and last lie on the image's edges."""
-        third = self.layer3(self.layer2(self.layer1(self.stem(images_N3HW))))
+        third = self.layer3(self.layer2(self.layer1(self._stem(images_N3HW))))
         if is_wanted(self.auxiliary):
             self.auxiliary(third)
         logits = self.classifier(self.dropout(self.pyramid(self.layer4(third))))
         return F.interpolate(logits, size=images_N3HW.shape[2:], mode="bilinear", align_corners=True)
+
+    @property
+    def encoder(self) -> nn.ModuleDict:
+        """The ResNet alone, for files of a backbone; the modules are those of this network."""
+        stem = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
+        return nn.ModuleDict({name: self.get_submodule(name) for name in (*stem, *self.tap_names.stages)})
+
+    def _stem(self, images_N3HW: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(images_N3HW)))
+        x = self.act(self.bn2(self.conv2(x)))
+        return self.maxpool(self.act(self.bn3(self.conv3(x))))
 
 
 class Pyramid(nn.Module):

@@ -15,12 +15,12 @@ from client.cli import app
 from client.comparison import Row, compare
 from dsd_core.errors import DataError
 from dsd_core.events import Result
-from dsd_core.spec import parse_spec
+from dsd_core.spec import PRESETS, parse_spec
 from dsd_core.spread import over_seeds
 from tests.client import scenes
 from tests.client.scenes import SCORE
 
-TAUGHT = {"kind": "distill", "teacher": {"weights": "/teacher.safetensors"}}
+TAUGHT: dict[str, Any] = {"kind": "distill", "losses": "dsd", "teacher": {"weights": "/teacher.safetensors"}}
 PLAIN: dict[str, Any] = {"kind": "train", "losses": "plain"}
 
 
@@ -100,7 +100,7 @@ def test_jobs_that_differ_in_the_seed_alone_are_one_row(tmp_path: Path) -> None:
 
 def test_a_job_without_teacher_is_what_others_gain_over_seed_by_seed(tmp_path: Path) -> None:
     save_job(tmp_path / "plain", {0: 0.50, 1: 0.52}, step_ms=4.0, **PLAIN)
-    save_job(tmp_path / "kd", {1: 0.53, 2: 0.90}, losses="kd", **TAUGHT)
+    save_job(tmp_path / "kd", {1: 0.53, 2: 0.90}, **TAUGHT | {"losses": "kd"})
     kd = rows(tmp_path)["kd"]
     assert kd.gain_mean == pytest.approx(0.01) and kd.gain_spread is None and kd.gain_seeds == (1,)
     assert kd.step_ratio == pytest.approx(2.5)
@@ -111,7 +111,7 @@ def test_a_job_without_teacher_is_what_others_gain_over_seed_by_seed(tmp_path: P
 def test_the_gain_is_over_the_same_losses_without_the_teacher(tmp_path: Path) -> None:
     weighted = {"loss": "ce", "class_weights": "log"}
     save_job(tmp_path / "plain", {0: 0.50}, **PLAIN)
-    save_job(tmp_path / "weighted", {0: 0.55}, losses=[weighted, {"loss": "kd"}], **TAUGHT)
+    save_job(tmp_path / "weighted", {0: 0.55}, **TAUGHT | {"losses": [weighted, *PRESETS["kd"][1:]]})
     assert rows(tmp_path)["kd"].gain_mean is None
     save_job(tmp_path / "weighted-plain", {0: 0.53}, kind="train", losses=[weighted])
     found = rows(tmp_path)
@@ -121,7 +121,7 @@ def test_the_gain_is_over_the_same_losses_without_the_teacher(tmp_path: Path) ->
 
 def test_losses_that_are_no_preset_are_spelt_out(tmp_path: Path) -> None:
     losses = [{"loss": "ce"}, {"loss": "psd"}, {"loss": "csd", "weight": 2.5}]
-    save_job(tmp_path / "own", {0: 0.5}, losses=losses, **TAUGHT)
+    save_job(tmp_path / "own", {0: 0.5}, **TAUGHT | {"losses": losses})
     assert list(rows(tmp_path)) == ["ce + psd + 2.5 csd"]
 
 

@@ -85,7 +85,7 @@ def test_a_restored_optimizer_takes_the_very_same_next_step(make):
     other = start()
     other.load_state_dict(net.state_dict())
     restored = make(other.parameters())
-    checkpoint.restore_optimizer(restored, checkpoint.flatten_optimizer(optimizer))
+    checkpoint.restore_optimizer("it", restored, checkpoint.flatten_optimizer("it", optimizer))
     step(net, optimizer, 9)
     step(other, restored, 9)
     assert torch.equal(net.weight, other.weight) and torch.equal(net.bias, other.bias)

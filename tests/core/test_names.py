@@ -236,7 +236,10 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("said", "reason"),
-    [("espent", "Did you mean: espnet (and 22 more)?"), ("fpn", "needs an encoder, for example fpn:resnet18.")],
+    [
+        ("espent", "Did you mean: espnet, espnet_c, pspnet, upernet, enet (and 18 more)?"),
+        ("fpn", "needs an encoder, for example fpn:resnet18."),
+    ],
 )
 def test_a_network_that_is_none_is_answered_in_a_sentence(said, reason):
     with pytest.raises(SpecError) as caught:

@@ -1,7 +1,11 @@
 """PSPNet of the SKD protocol: its sizes are the published ones, its auxiliary head runs only where it is wanted."""
 
+from pathlib import Path
+
 import pytest
 import torch
+import torchvision
+from safetensors.torch import save_file
 
 from dsd_core.models import aux_tap, build, head_taps
 from dsd_core.models.cost import count_flops, count_params, deployed_params, flops_of
@@ -10,6 +14,7 @@ from dsd_core.models.inspection import inspect_network
 from dsd_core.models.networks import build_meta
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
+from dsd_core.models.weights import load_encoder
 from dsd_core.spec import Preprocess
 
 IMAGES = torch.rand(2, 3, 32, 48)
@@ -66,7 +71,7 @@ def test_the_auxiliary_head_runs_in_training_and_learns_from_its_own_logits() ->
     assert auxiliary.shape == (2, 4, 5, 7)
     auxiliary.square().sum().backward()
     assert network.auxiliary[0].weight.grad.abs().sum() > 0
-    assert network.layer4[0].residual[0].weight.grad is None
+    assert network.layer4[0].conv1.weight.grad is None
 
 
 @pytest.mark.parametrize("tapped", [("auxiliary",), ("auxiliary.0", "auxiliary.4")], ids=str)
@@ -96,3 +101,27 @@ def test_training_does_not_touch_the_statistics_of_a_frozen_teachers_auxiliary_h
         frozen.train()(IMAGES)
         assert not any(feature.requires_grad for feature in taps.features())
     assert all(torch.equal(tensor, before[name]) for name, tensor in frozen.state_dict().items())
+
+
+def test_a_resnet_file_with_torchvisions_names_fills_the_encoder_but_for_what_follows_the_other_stem(
+    tmp_path: Path,
+) -> None:
+    theirs = torchvision.models.resnet18(weights=None).state_dict()
+    save_file(theirs, tmp_path / "w.safetensors")
+    network = build("pspnet_r18", 4)
+    fit = load_encoder(network, tmp_path / "w.safetensors", field="", min_share=0.8)
+    unlike = [*fit.missing, *(sentence.partition(" ")[0] for sentence in fit.reshaped)]
+    stem = [f"{part}.weight" for part in ("conv1", "conv2", "bn2", "conv3", "bn3", "layer1.0.conv1")]
+    assert {*stem, "layer1.0.downsample.0.weight"} <= set(unlike)
+    assert all(name.startswith(("conv", "bn", "layer1.0.")) for name in unlike)
+    assert set(fit.unexpected) == {"fc.weight", "fc.bias"}
+    assert torch.equal(network.layer4[1].conv2.weight, theirs["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("name", ["pspnet_r18", "pspnet_r101"])
+def test_a_file_of_the_whole_encoder_fills_it(name: str, tmp_path: Path) -> None:
+    source = build(name, 4).encoder.state_dict()
+    save_file(source | {"fc.weight": torch.ones(10, 512)}, tmp_path / "w.safetensors")
+    network = build(name, 4)
+    assert load_encoder(network, tmp_path / "w.safetensors", field="").share == 1
+    assert all(torch.equal(network.get_parameter(key), source[key]) for key in ("conv3.weight", "layer4.0.bn1.bias"))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dsd_core.spec import parse_spec, preset_losses
+from dsd_core.spec import DEFAULT_PRESET, parse_spec, preset_losses
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import camvid_losses
 import losses as loss_costs
 
-METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd")
+METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd", "dsd_cwd")
 
 
 def test_every_method_is_compared_with_as_many_candidates_and_each_is_a_job() -> None:
@@ -40,6 +40,11 @@ def test_the_committed_table_is_that_of_the_committed_figures(name: str, module:
     figures = ROOT / "benchmarks" / "results" / f"{name}.json"
     report = json.loads(figures.read_text())
     assert module.markdown(report) == figures.with_suffix(".md").read_text()  # type: ignore[attr-defined]
+
+
+def test_the_default_preset_is_the_one_that_won() -> None:
+    report = json.loads((camvid_losses.RESULTS / "camvid_losses.json").read_text())
+    assert max(report["table"], key=lambda row: row["miou_mean"])["method"] == DEFAULT_PRESET
 
 
 def test_the_comparison_has_every_method_with_every_seed_and_the_raw_results_of_all() -> None:
