@@ -346,7 +346,7 @@ def _titles(setups: list[Setup]) -> dict[Setup, str]:
         always = [
             fields["dataset.name"],
             *([f"{size[0]}x{size[1]}"] if size else []),
-            f"{fields['train.epochs']} epochs",
+            "1 epoch" if fields["train.epochs"] == 1 else f"{fields['train.epochs']} epochs",
         ]
         rest = sorted(varied - {"dataset.name", "dataset.size", "train.epochs"})
         shown[setup] = ", ".join([*always, *(f"{name} {_short(fields[name])}" for name in rest)])

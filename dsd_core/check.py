@@ -22,6 +22,8 @@ from dsd_core.models.zoo_names import check_zoo_teacher
 from dsd_core.spec import JobSpec, Student
 from dsd_core.weights import describe_weights, fitting_outputs
 
+LONGEST_NAME = 255  # bytes, on the file systems in use
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -112,8 +114,12 @@ def _paths(spec: JobSpec) -> dict[str, str]:
 
 def _check_path(text: str, pointer: str, data_roots: Sequence[Path], service: bool) -> None:
     path = Path(text)
-    if "\0" in text:
-        raise SpecError(f"{pointer} is not a path.", field=pointer)
+    if "\0" in text or any(len(part.encode(errors="surrogateescape")) > LONGEST_NAME for part in path.parts):
+        raise SpecError(
+            f"{pointer} is not a path.",
+            field=pointer,
+            hint=f"A name has at most {LONGEST_NAME} bytes, none is zero.",
+        )
     if service and not path.is_absolute():
         raise SpecError(
             f"{text!r} is a relative path.", field=pointer, hint="Give the absolute path on the workers' machine."

@@ -199,3 +199,18 @@ def test_a_pickle_is_called_one_before_anything_else_is_asked_of_it(camvid_folde
     with pytest.raises(WeightsError, match="is a pickle") as caught:
         check(job(camvid_folder, pickle))
     assert caught.value.field == "/teacher/weights"
+
+
+@pytest.mark.parametrize("field", ["weights", "onnx"])
+def test_a_name_that_no_file_can_have_is_refused_at_its_own_field(field: str) -> None:
+    spec = parse_spec(
+        {
+            "name": "x",
+            "dataset": {"name": "streets"},
+            "student": {"network": "espnet"},
+            "teacher": {field: f"/{'a' * 300}.safetensors"},
+        }
+    )
+    with pytest.raises(SpecError, match="is not a path") as caught:
+        check(spec)
+    assert caught.value.field == f"/teacher/{field}" and "255" in (caught.value.hint or "")
