@@ -7,6 +7,7 @@ module does not import torch.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -108,17 +109,9 @@ class LossSpec(Part):
         """What the loss learns beside the student, never part of the exported network."""
         return None
 
-    def critic(self, channels: Channels) -> nn.Module | None:
-        """A network trained against the student, with its own optimiser."""
-        return None
-
+    @abstractmethod
     def compute(self, seen: Seen) -> Tensor:
         """The unweighted term, a scalar."""
-        raise NotImplementedError
-
-    def compute_critic(self, seen: Seen) -> Tensor:
-        """What the critic minimises, a scalar; nothing flows back into the student."""
-        raise NotImplementedError
 
     def ramp(self, progress: float) -> float:
         """Factor of the weight, in [0, 1], at `progress`: optimiser step / steps of the phase, in (0, 1]."""
@@ -127,6 +120,18 @@ class LossSpec(Part):
         if self.decay == "linear":
             return rise * left
         return rise * (1 - math.cos(math.pi * left)) / 2 if self.decay == "cosine" else rise
+
+
+class AdversarialLoss(LossSpec):
+    """A loss with a critic: a network trained against the student, with an optimiser of its own."""
+
+    @abstractmethod
+    def critic(self, channels: Channels) -> nn.Module:
+        """The critic, with random weights."""
+
+    @abstractmethod
+    def compute_critic(self, seen: Seen) -> Tensor:
+        """What the critic minimises, a scalar; nothing flows back into the student."""
 
 
 class LogitLoss(LossSpec):

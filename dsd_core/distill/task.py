@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsd_core.data.loader import Batch
-from dsd_core.distill.loss import Channels, Layers, LossSpec, Outlook, Seen
+from dsd_core.distill.loss import AdversarialLoss, Channels, Layers, LossSpec, Outlook, Seen
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
@@ -47,7 +47,9 @@ class DistillTask(nn.Module):
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
-        self.critics = _modules({_key(loss): loss.critic(channels) for loss in losses})
+        self.critics = _modules(
+            {_key(loss): loss.critic(channels) for loss in losses if isinstance(loss, AdversarialLoss)}
+        )
         self._hooks = ExitStack()
         self._student_taps = self._tapped(student.network, student_layers, "/student/taps")
         self._teacher_taps = {} if teacher is None else self._tapped(teacher.network, teacher_layers, "/teacher/taps")
@@ -72,7 +74,7 @@ class DistillTask(nn.Module):
             criticism = {
                 loss.term: loss.compute_critic(self._for(loss, seen))
                 for loss in self.losses
-                if _key(loss) in self.critics
+                if isinstance(loss, AdversarialLoss)
             }
         return terms, criticism
 

@@ -105,7 +105,8 @@ class OnnxTeacher(nn.Module):
             raise SpecError(
                 f"{self.logits.name!r} does not come from a convolution, so the teacher's head is not known.",
                 field="/teacher/taps",
-                hint="Use `layers: taps` in the loss, and name tensors in /teacher/taps.",
+                hint="Write the losses out with `logits_at: image` where they compare logits, and `layers: taps` or "
+                "`on: taps` where they compare features, with tensors named in /teacher/taps.",
             )
         return self.head
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsd_core.distill.loss import LossSpec
 
@@ -24,7 +24,7 @@ _MODULES = [import_module(f"{__name__}.{found.name}") for found in iter_modules(
 globals().update({name: getattr(module, name) for module in _MODULES for name in module.__all__})
 
 
-def _kinds(of: type[LossSpec]) -> Iterator[type[LossSpec]]:
+def _kinds(of: Any) -> Iterator[type[LossSpec]]:
     for kind in of.__subclasses__():
         yield from _kinds(kind)
         if not kind.model_fields["loss"].is_required():

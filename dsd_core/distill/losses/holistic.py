@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from dsd_core.distill.lazy import F, ops, torch
-from dsd_core.distill.loss import Channels, LogitLoss, Seen
+from dsd_core.distill.loss import AdversarialLoss, Channels, LogitLoss, Seen
 from dsd_core.parts import Weight
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["skd_holistic"]
 Objective = Literal["hinge", "wgan_gp"]
 
 
-class Holistic(LogitLoss):
+class Holistic(LogitLoss, AdversarialLoss):
     """SKD holistic: minus the critic's score of the student's class maps given the image. Adversarial."""
 
     loss: Literal["skd_holistic"] = "skd_holistic"
