@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import db
-from jobs.settings import Settings
 from tests.faults.golden import Golden, train
-from tests.faults.site import Site
+from tests.faults.site import Site, a_site
 from tests.servers import Postgres, ShortFolder, Valkey, fresh_database
-from tests.worker.fleet import QUICK, Fleet
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +32,7 @@ def site(
     request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey, breakable_postgres: Postgres
 ) -> Iterator[Site]:
     """A service on PostgreSQL without processes yet; the case starts those it needs."""
-    with fresh_database(breakable_postgres.url) as url, a_site(request, tmp_path, valkey, url) as site:
+    with fresh_database(breakable_postgres.url) as url, checked(request, tmp_path, valkey, url) as site:
         site.postgres = breakable_postgres
         yield site
 
@@ -43,22 +40,15 @@ def site(
 @pytest.fixture
 def sqlite_site(request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey, sqlite_url: str) -> Iterator[Site]:
     """The same on SQLite."""
-    with a_site(request, tmp_path, valkey, sqlite_url) as site:
+    with checked(request, tmp_path, valkey, sqlite_url) as site:
         yield site
 
 
 @contextmanager
-def a_site(request: pytest.FixtureRequest, folder: Path, valkey: Valkey, database_url: str) -> Iterator[Site]:
+def checked(request: pytest.FixtureRequest, folder: Path, valkey: Valkey, database_url: str) -> Iterator[Site]:
     """The oracles speak after a case that has not failed already."""
-    settings = Settings(home=folder, database_url=database_url, broker_url=valkey.url, mlflow_url=None, **QUICK)
-    db.migrate(settings.db_url)
-    engine = db.make_engine(settings.db_url)
-    site = Site(settings, engine, Fleet(settings, folder), valkey, None, lambda: request.getfixturevalue("golden"))
     failed_before = request.session.testsfailed
-    try:
+    with a_site(folder, valkey, database_url, lambda: request.getfixturevalue("golden")) as site:
         yield site
         if request.session.testsfailed == failed_before:
             site.check()
-    finally:
-        site.fleet.end()
-        engine.dispose()

@@ -6,15 +6,17 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
+from jobs import db
+from jobs.settings import Settings
 from jobs.status import TERMINAL, Status
 from tests.faults import oracles
 from tests.faults.golden import Golden
 from tests.servers import Postgres, Valkey
-from tests.worker.fleet import REAL_TASKS, Fleet, Process, free_port
+from tests.worker.fleet import QUICK, REAL_TASKS, Fleet, Process, free_port
 from tests.worker.service import Service, scripted, until
 
 ENDS_S = 120.0
@@ -93,16 +95,18 @@ class Site(Service):
         """All five oracles. Everything the case switched off runs again."""
         self.all_end()
         until(lambda: not oracles.job_processes(self.ledger), 10)
+        assert list(self.broken()) == []
+
+    def broken(self) -> Iterator[str]:
+        """What the oracles have to say."""
         log = self.fleet.log("api") if self.http else ""
-        broken = [
-            *oracles.broken_histories(self.engine),
-            *oracles.wrong_ends(self.engine, self.ledger),
-            *self._weights(),
-            *oracles.left_behind(self.engine, self.settings.storage_dir / "runs", self.ledger),
-            *oracles.wrong_answers(self.answers, log),
-            *(self._readiness() if self.http else ()),
-        ]
-        assert broken == []
+        yield from oracles.broken_histories(self.engine)
+        yield from oracles.wrong_ends(self.engine, self.ledger)
+        yield from self._weights()
+        yield from oracles.left_behind(self.engine, self.settings.storage_dir / "runs", self.ledger)
+        yield from oracles.wrong_answers(self.answers, log)
+        if self.http:
+            yield from self._readiness()
 
     def _weights(self) -> Iterator[str]:
         if self.students:
@@ -119,6 +123,26 @@ class Site(Service):
     def _remember(self, response: httpx.Response) -> None:
         request = f"{response.request.method} {response.request.url.path}"
         self.answers.append(oracles.Answer(request, response.status_code, self.outage))
+
+
+def no_training() -> NoReturn:
+    raise AssertionError("this service was started without a job whose weights are known")
+
+
+@contextmanager
+def a_site(
+    folder: Path, valkey: Valkey, database_url: str, golden: Callable[[], Golden] = no_training
+) -> Iterator[Site]:
+    """A service with quick timers on servers that run; its processes end with it."""
+    settings = Settings(home=folder, database_url=database_url, broker_url=valkey.url, mlflow_url=None, **QUICK)
+    db.migrate(database_url)
+    engine = db.make_engine(database_url)
+    site = Site(settings, engine, Fleet(settings, folder), valkey, None, golden)
+    try:
+        yield site
+    finally:
+        site.fleet.end()
+        engine.dispose()
 
 
 def worker_with_training(site: Site, name: str, **options: Any) -> Process:
