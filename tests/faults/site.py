@@ -76,6 +76,8 @@ class Site(Service):
 
     def start_api(self, **options: Any) -> Process:
         """Start `uvicorn` with the API; returns when it answers."""
+        if self.http:
+            self.http.close()
         port = free_port()
         process = self.fleet.api(port, **options)
         until(lambda: process.poll() is not None or _answers(port))
@@ -142,6 +144,8 @@ def a_site(
         yield site
     finally:
         site.fleet.end()
+        if site.http:
+            site.http.close()
         engine.dispose()
 
 
