@@ -67,10 +67,10 @@ def goes_on(site: Site, job: str, done: int) -> None:
 
 @pytest.mark.faults_only
 @pytest.mark.fault("F4")
-def test_five_shutdowns_of_the_worker_cost_a_job_no_attempt_and_no_step(site: Site) -> None:
+def test_three_shutdowns_of_the_worker_cost_a_job_no_attempt_and_no_step(site: Site) -> None:
     job = site.submit_real()
     site.fleet.controller()
-    for number in range(5):
+    for number in range(3):
         done = len(site.events(job, "progress"))
         worker = worker_with_training(site, f"worker-{number}")
         goes_on(site, job, done)
