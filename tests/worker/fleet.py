@@ -13,7 +13,14 @@ from typing import Any
 from jobs.settings import Settings
 from tests.servers import spawn
 
-QUICK: dict[str, float] = {"lease_s": 3, "heartbeat_s": 0.3, "tick_s": 0.3, "grace_s": 5, "redispatch_s": 2}
+QUICK: dict[str, float] = {
+    "lease_s": 3,
+    "heartbeat_s": 0.3,
+    "tick_s": 0.3,
+    "grace_s": 5,
+    "redispatch_s": 0.5,
+    "backoff_s": 0.2,
+}
 SCRIPTED_TASKS = "tests.worker.scripted_tasks"
 REAL_TASKS = "worker.tasks"
 
