@@ -18,8 +18,8 @@ from dsd_core.spec import parse_spec
 from jobs import db, store
 from jobs.resources import Offer
 from jobs.settings import Settings
-from jobs.status import Reason
-from jobs.tables import JobEventRow, JobRow
+from jobs.status import Drain, Reason
+from jobs.tables import JobEventRow, JobRow, WorkerRow
 from worker import run
 from worker.board import Board
 from worker.database import Database
@@ -75,6 +75,14 @@ class Service:
     def ask(self, request: Callable[[Session, str], JobRow], job_id: str) -> None:
         with db.begin(self.engine) as s:
             request(s, job_id)
+
+    def workers(self) -> list[WorkerRow]:
+        with db.reading(self.engine) as s:
+            return store.list_workers(s)
+
+    def drain(self, worker: str, how: Drain | None) -> None:
+        with db.begin(self.engine) as s:
+            store.set_drain(s, worker, how)
 
     def cancel(self, job_id: str) -> None:
         self.ask(store.request_cancel, job_id)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from jobs import db, store
 from jobs.status import Drain
 from tests.worker.service import OFFER, Service, until
 from worker.board import Board
@@ -43,16 +42,10 @@ def life(service: Service, ears: FakeEars) -> Life:
     return Life(settings, OFFER, Board(), ears)
 
 
-def drain(service: Service, how: Drain | None) -> None:
-    with db.begin(service.engine) as s:
-        store.set_drain(s, OFFER.worker, how)
-
-
 def test_a_worker_is_known_with_what_it_has_and_what_it_runs(service: Service, life: Life) -> None:
     life.board.job_id = "some-job"
     life.beat()
-    with db.reading(service.engine) as s:
-        (row,) = store.list_workers(s)
+    (row,) = service.workers()
     assert (row.name, row.host, row.device, row.job_id) == ("test", "here", "cpu", "some-job")
 
 
@@ -60,17 +53,17 @@ def test_a_worker_that_is_to_be_emptied_stops_listening_until_it_may_go_on(
     service: Service, life: Life, ears: FakeEars
 ) -> None:
     life.beat()
-    drain(service, Drain.NOW)
+    service.drain(OFFER.worker, Drain.NOW)
     life.beat()
     assert not life.board.takes_jobs and life.board.gives_back and not ears.listening
-    drain(service, None)
+    service.drain(OFFER.worker, None)
     life.beat()
     assert life.board.takes_jobs and not life.board.gives_back and ears.listening
 
 
 def test_a_worker_that_starts_anew_is_still_to_be_emptied(service: Service, life: Life, ears: FakeEars) -> None:
     life.beat()
-    drain(service, Drain.AFTER_JOB)
+    service.drain(OFFER.worker, Drain.AFTER_JOB)
     again = Life(life.settings, OFFER, Board(), ears)
     again.beat()
     assert not again.board.takes_jobs and not ears.listening
