@@ -252,7 +252,7 @@ def _stop_on_signals() -> list[int]:
 def _as_dsd_error(error: Exception) -> DsdError:
     import torch
 
-    from dsd_core.checkpoint import UNWRITABLE, storage_error
+    from dsd_core.disk import UNWRITABLE, storage_error
 
     if isinstance(error, DsdError):
         return error
