@@ -24,7 +24,7 @@ class Disk:
         folder.mkdir(parents=True)
 
     def write(self, path: Path, data: bytes) -> None:
-        """Write and sync a file. One whose sync failed must not be synced again: the kernel then forgets what it lost."""
+        """Write and sync a file. One whose sync failed is not to be synced again: the kernel has forgotten the loss."""
         with open(path, "wb") as file:
             file.write(data)
             file.flush()

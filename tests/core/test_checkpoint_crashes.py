@@ -1,4 +1,4 @@
-"""The power fails at any instruction of the checkpoint writer, and what a loader then finds is the old state or the new.
+"""The power fails at any instruction of the checkpoint writer, and a loader then finds the old state or the new.
 
 In the manner of ALICE (Pillai et al., OSDI 2014): the writer's steps are recorded, and every disk that a crash after
 some of them may leave is built. What was synced is there. Of the rest, any part may be: each name that was made, moved
