@@ -6,8 +6,10 @@ from typing import get_args
 
 from dsd_core import errors
 from dsd_core.data import DATASETS
+from dsd_core.distill.presets import PRESETS
 from dsd_core.models.names import OPTIONS, STRIDES
-from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, DatasetSpec, parse_spec
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+from dsd_core.spec import DatasetSpec, parse_spec
 from jobs.status import MOVES, OUTCOMES, TERMINAL, Reason
 
 
