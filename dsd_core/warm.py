@@ -46,6 +46,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)  # the end of the socket is what ends this process
     link = socket.socket(fileno=int(sys.argv[1]))
     import dsd_core.__main__
+    import dsd_core.attempt
     import dsd_core.train
 
     gc.collect()

@@ -36,6 +36,7 @@ COPY_S = 1.0  # between two looks at the child's events, so that a watcher sees 
 MEMORY_S = 0.25  # the same for a job that says how much memory it takes
 STACKS_S = 1.0  # for a process that stands still to write down what its threads do
 BATCH = 500  # events in one transaction
+EXIT_CODE = "exit_code"  # a file of the run folder
 GIB = 2**30
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def run_claim(slot: Slot, database: Database, claim: store.Claim) -> Reason | No
         except DsdError as error:
             return _finish(run, Reason(error.code), error.as_dict())
         try:
-            exit_code = _follow(run, child)
+            exit_code = _said(run, _follow(run, child))
         finally:
             launch.kill(child)
         _copy(run, run.insist)
@@ -149,10 +150,15 @@ def _start(run: Run) -> launch.Child:
     if left:
         log.warning("job.leftovers_killed id=%s processes=%s", job_id, left)
     run.tail.skip_to_fresh()
+    (run.folder / EXIT_CODE).unlink(missing_ok=True)
     run.pulse = Pulse(run.folder / "pulse", run.settings.stall_s, run.settings.first_step_s)
     fault_point("worker.before_spawn")
     child = run.slot.start(
-        arguments, job_id=job_id, fence=fence, log=run.folder / "log.txt", processes=run.demand.processes
+        [*arguments, "--fence", str(fence)],
+        job_id=job_id,
+        fence=fence,
+        log=run.folder / "log.txt",
+        processes=run.demand.processes,
     )
     fault_point("worker.after_spawn")
     return child
@@ -173,6 +179,12 @@ def _follow(run: Run, child: launch.Child) -> int:
             _watch(run, child)
             _heed(run, child)
     return exit_code
+
+
+def _said(run: Run, exit_code: int) -> int:
+    """What the training process ended with, where torchrun, which has started several, says only that they failed."""
+    said = run.folder / EXIT_CODE
+    return int(said.read_text()) if run.demand.processes > 1 and said.exists() else exit_code
 
 
 def _copy(run: Run, transaction: Transaction) -> None:
