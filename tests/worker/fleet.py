@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jobs import queue
 from jobs.settings import Settings
 from tests.servers import spawn
 
@@ -33,6 +34,7 @@ class Fleet:
     def __init__(self, settings: Settings, logs: Path) -> None:
         self.settings = settings
         self.logs = logs
+        self.app = queue.make_app(settings.broker_url)
         self.processes: list[Process] = []
 
     def worker(self, name: str, app: str = SCRIPTED_TASKS, fault: str = "", **changes: Any) -> Process:
@@ -56,6 +58,11 @@ class Fleet:
         self.processes.append(process)
         return process
 
+    def queues_of(self, name: str) -> list[str] | None:
+        """The queues a worker takes messages from; None while it does not answer."""
+        answer = self.app.control.inspect([f"celery@{name}"], timeout=0.5).active_queues()
+        return answer and [queue["name"] for queue in answer[f"celery@{name}"]]
+
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text()
 
@@ -67,8 +74,8 @@ class Fleet:
 
 def variables(settings: Settings) -> dict[str, str]:
     """The environment that gives a process these settings."""
-    given = settings.model_dump(exclude_unset=True, exclude_none=True)
-    return {f"DSD_{name.upper()}": str(value) for name, value in given.items()}
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {f"DSD_{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
 
 def free_port() -> int:
