@@ -27,7 +27,7 @@ RELAY_S = 0.25
 RELAY_BATCH = 50
 LONGEST_DELAY_S = 60.0
 FORGET_S = 86_400.0  # a worker that was not heard of for a day is no longer listed
-END_S = 20.0  # for tracking to finish the call it is in
+END_S = 20.0  # for the other threads to finish the call they are in
 
 
 def main() -> None:
@@ -42,20 +42,22 @@ def main() -> None:
 
 
 def serve(settings: Settings, stop: Event) -> None:
-    """Relay and reconcile in this thread, track in another, until `stop`."""
+    """Reconcile in this thread, relay and track in others, until `stop`: a broker that keeps silent holds up nobody."""
     assert settings.broker_url is not None
     engine = db.make_engine(settings.db_url)
     app = queue.make_app(settings.broker_url)
     reconciler = Reconciler(engine, settings)
+    relaying = Thread(target=_relay, args=(engine, app, stop), name="relay", daemon=True)
     tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
-    tracking.start()
+    for thread in (relaying, tracking):
+        thread.start()
     log.info("controller.started")
     while not stop.is_set():
-        _surviving(lambda: relay(engine, app))
         if reconciler.is_due():
             _surviving(reconciler.tick)
         stop.wait(RELAY_S)
-    tracking.join(END_S)
+    for thread in (relaying, tracking):
+        thread.join(END_S)
     engine.dispose()
     log.info("controller.ended")
 
@@ -121,6 +123,12 @@ def _surviving(step: Callable[[], object]) -> None:
         step()
     except Exception:
         log.exception("controller.round_failed")
+
+
+def _relay(engine: Engine, app: Celery, stop: Event) -> None:
+    while not stop.is_set():
+        _surviving(lambda: relay(engine, app))
+        stop.wait(RELAY_S)
 
 
 def _track(settings: Settings, stop: Event) -> None:

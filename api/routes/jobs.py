@@ -15,6 +15,7 @@ from api.admission import admit, estimated
 from api.deps import Database, SettingsOf, Spec
 from api.job_view import job_view
 from api.schemas import Job, JobPage, Validation
+from dsd_core.fault_points import fault_point
 from dsd_core.spec import JobSpec
 from jobs import db, store
 from jobs.settings import Settings
@@ -78,6 +79,7 @@ def submit_job(
                 fingerprint=spec.digest(),
             )
             job = job_view(row, store.positions(s, [row]).get(row.id), settings)
+        fault_point("api.before_answer")
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_S
     if not created:

@@ -124,7 +124,8 @@ class Site(Service):
 
     def _remember(self, response: httpx.Response) -> None:
         request = f"{response.request.method} {response.request.url.path}"
-        self.answers.append(oracles.Answer(request, response.status_code, self.outage))
+        retry_after = response.headers.get("Retry-After")
+        self.answers.append(oracles.Answer(request, response.status_code, self.outage, retry_after))
 
 
 def no_training() -> NoReturn:

@@ -156,18 +156,3 @@ def test_after_a_power_cut_every_acknowledged_job_goes_on_and_weights_are_the_sa
     worker_with_training(site, "one")
     site.all_end()
     assert (site.row(running).attempt, site.row(waiting).attempt) == (2, 1)
-
-
-@pytest.mark.faults_only
-@pytest.mark.fault("F41")
-def test_a_job_that_kills_its_worker_each_time_fails_after_three_tries_and_others_go_on(site: Site) -> None:
-    site.fleet.controller()
-    site.fleet.worker("one")
-    poison = site.submit("poison")
-    site.expect(poison, Status.FAILED)
-    others = [site.submit("finish") for _ in range(3)]
-    until(lambda: all(site.status(job) == Status.SUCCEEDED for job in others))
-    site.all_end()
-    row = site.row(poison)
-    assert (row.attempt, len(site.pids(poison))) == (3, 3)
-    assert row.error is not None and row.error["code"] == row.reason == "worker_lost"

@@ -86,9 +86,6 @@ def act(word: str, attempt: int, out: Path, emit: EventFile) -> int | None:
         return act("deaf", attempt, out, emit)
     elif (word == "killed_first" and attempt == 1) or word == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif word == "poison":
-        os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(120)
     elif word == "diverge":
         print("the loss is NaN")
         emit(Failed(code="diverged", message="The loss is NaN.", hint="Lower the learning rate.", field="/train"))
