@@ -97,7 +97,8 @@ class Site(Service):
         """All five oracles. Everything the case switched off runs again."""
         self.all_end()
         until(lambda: not oracles.job_processes(self.ledger), 10)
-        assert list(self.broken()) == []
+        broken = list(self.broken())
+        assert not broken, "\n".join(broken)
 
     def broken(self) -> Iterator[str]:
         """What the oracles have to say."""

@@ -63,8 +63,8 @@ def test_a_job_succeeds_while_mlflow_is_down_and_is_registered_once_it_is_back(
 ) -> None:
     site.fleet.controller(mlflow_url=mlflow_server.url)
     site.fleet.worker("one")
-    job = a_job(site, "mlflow-down", f"steps={STEPS // 2} wait_for=go steps={STEPS} finish")
-    until(lambda: site.row(job).tracking_seq > STEPS // 2)
+    job = a_job(site, "mlflow-down", f"wait_for=go steps={STEPS} finish")
+    until(lambda: site.row(job).mlflow_run_id and site.pids(job))
     mlflow_server.end()
     try:
         (site.folder(job) / "go").touch()
