@@ -210,15 +210,21 @@ def test_the_workers_module_loads_neither_mlflow_nor_torch() -> None:
 
 
 def test_a_worker_without_a_broker_says_what_is_missing(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "DSD_BROKER_URL"}
     for arguments in (["celery", "-A", "worker.tasks", "worker"], ["worker.controller"]):
-        said = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            capture_output=True,
-            text=True,
-            env={**environment, "DSD_HOME": str(tmp_path)},
-            cwd=ROOT,
-            timeout=60,
-        )
-        assert said.returncode != 0
-        assert "DSD_BROKER_URL is not set" in said.stderr
+        said = refused(arguments, tmp_path, DSD_BROKER_URL="")
+        assert "DSD_BROKER_URL is not set" in said
+
+
+def test_a_worker_whose_gpu_is_not_there_says_so(tmp_path: Path) -> None:
+    said = refused(["celery", "-A", "worker.tasks", "worker"], tmp_path, DSD_BROKER_URL="memory://", DSD_DEVICES="77")
+    assert "DSD_DEVICES names GPU 77" in said
+
+
+def refused(arguments: list[str], home: Path, **environment: str) -> str:
+    """What a program that does not start says on stderr."""
+    environment = {**os.environ, "DSD_HOME": str(home), **environment}
+    said = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
+    assert said.returncode != 0
+    return said.stderr
