@@ -69,6 +69,12 @@ def test_a_warm_start_ends_with_the_weights_of_a_cold_one(service: Service, read
     assert (events[0], events[-1]) == ("started", "finished")
 
 
+def test_what_is_forked_from_has_one_thread(ready: ForkServer) -> None:
+    """A lock held by another thread at the fork would be held for ever. (OpenBLAS ends its own before a fork.)"""
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert psutil.Process(ready.pid).num_threads() == 1
+
+
 def test_a_forked_process_has_its_own_session_log_and_name_in_proc(
     service: Service, ready: ForkServer, tmp_path: Path
 ) -> None:
