@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,8 @@ import typer
 from dsd_core.errors import DataError, DsdError, Interrupted, OutOfMemoryError, SpecError
 
 if TYPE_CHECKING:
-    from dsd_core.events import Score
+    from dsd_core.events import Result, Score
+    from dsd_core.spec import JobSpec
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Datasets before they are trained on.", no_args_is_help=True)
@@ -43,8 +45,11 @@ def run(
     job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")],
     out: Annotated[Path, typer.Option(help="run folder; an interrupted run in it is resumed")],
     teacher: Annotated[Path | None, typer.Option(help="weights file of the teacher, in place of the spec's")] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
+    ] = None,
 ) -> None:
-    """Train the job's student in a run folder, without any service."""
+    """Do a job in a run folder, without any service: train its student, or evaluate or export one."""
     from dsd_core.events import EventFile, Failed, Finished
     from dsd_core.spec import load_spec
 
@@ -54,9 +59,7 @@ def run(
     (out / "spec.json").write_text(spec.model_dump_json(indent=1))
     emit = EventFile(out / "events.jsonl")
     try:
-        from dsd_core.train import fit
-
-        emit(Finished(result=fit(spec, out, emit, teacher_weights=teacher, stop=lambda: bool(stopping))))
+        emit(Finished(result=_job(spec, teacher, student)(spec, out, emit, stop=lambda: bool(stopping))))
     except Interrupted:
         raise
     except Exception as error:
@@ -247,6 +250,17 @@ def _stop_on_signals() -> list[int]:
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
     return received
+
+
+def _job(spec: JobSpec, teacher: Path | None, student: Path | None) -> Callable[..., Result]:
+    """What does a job of this kind."""
+    if spec.trains:
+        from dsd_core.train import fit
+
+        return partial(fit, teacher_weights=teacher)
+    from dsd_core.trained import evaluate_student, export_again
+
+    return partial(evaluate_student if spec.kind == "evaluate" else export_again, weights=student)
 
 
 def _as_dsd_error(error: Exception) -> DsdError:

@@ -29,7 +29,7 @@ from torch import nn
 
 from dsd_core.checkpoint import storage_error
 from dsd_core.errors import DsdError
-from dsd_core.events import Cost, FileInfo, Result, Score, SeedResult
+from dsd_core.events import Cost, FileInfo, Note, Result, Score, SeedResult
 from dsd_core.models.cost import count_flops, deployed_params, latency_ms
 from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.onnx_session import onnx_session
@@ -120,6 +120,11 @@ def check_parity(student: Segmenter, path: Path, size: tuple[int, int]) -> tuple
         )
     fixed_size = not elsewhere <= PARITY
     return (at_size if fixed_size else max(at_size, elsewhere)), fixed_size
+
+
+def fixed_size_warning(size: tuple[int, int]) -> Note:
+    text = f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
+    return Note(level="warning", message=text)
 
 
 def measure_cost(segmenter: nn.Module, network: NetworkSpec, classes: int, size: tuple[int, int]) -> Cost:

@@ -283,11 +283,14 @@ _NOT_TRAINED_BY: dict[str, Any] = {
 """Fields that say how a job is found, queued and placed, and nothing of what it computes."""
 
 
+Kind = Literal["distill", "train", "evaluate", "export"]
+
+
 class JobSpec(Part):
     """A job: train a student on a dataset, with a teacher (`distill`) or without (`train`), or score one that was
     trained (`evaluate`), or write its files anew (`export`)."""
 
-    kind: Literal["distill", "train", "evaluate", "export"] = "distill"
+    kind: Kind = "distill"
     """`distill` needs a teacher; `train` has none, and its result can teach. `evaluate` scores a trained student on the
     validation split and registers nothing; `export` scores it, writes its files and registers them as a version."""
     name: Slug

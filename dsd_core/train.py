@@ -24,10 +24,9 @@ from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_ba
 from dsd_core.data.scan import scan
 from dsd_core.distill.losses import log_class_weights
 from dsd_core.errors import Interrupted, SpecError, WeakTeacherError
-from dsd_core.evaluate import evaluate
+from dsd_core.evaluate import evaluate_and_tell
 from dsd_core.events import (
     Checkpoint,
-    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -41,7 +40,7 @@ from dsd_core.events import (
     StepCost,
     Subject,
 )
-from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.export import code_version, export_student, fixed_size_warning, measure_cost, write_result
 from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.legs import Leg, legs, losses_of, with_seed
@@ -341,20 +340,17 @@ def score_network(
     """Score a network on the validation split and say so; leaves it in eval mode."""
     network.eval()
     batches = (batch.to(run.device) for batch in eval_batches(run.val_set, run.spec.evaluate.batch))
-    options = run.spec.evaluate
-    score, images, seconds = evaluate(predictor(network, options), batches, run.classes, boundary=options.boundary)
-    run.emit(
-        Evaluated(
-            subject=subject,
-            seed=seed,
-            step=step,
-            total_step=total_step,
-            images=images,
-            seconds=seconds,
-            **score.model_dump(),
-        )
+    return evaluate_and_tell(
+        network,
+        batches,
+        run.classes,
+        run.spec.evaluate,
+        run.emit,
+        subject=subject,
+        seed=seed,
+        step=step,
+        total_step=total_step,
     )
-    return score
 
 
 def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
@@ -411,11 +407,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         },
     )
     if exported.fixed_size:
-        run.emit(
-            _warning(
-                f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
-            )
-        )
+        run.emit(fixed_size_warning(size))
     teacher_cost = None
     if run.teacher is not None and run.teacher_network is not None:
         teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,7 +15,7 @@ from api.admission import admit, estimated
 from api.deps import Database, SettingsOf, Spec
 from api.job_view import job_view
 from api.schemas import Job, JobPage, Validation
-from dsd_core.spec import JobSpec
+from dsd_core.spec import JobSpec, Kind
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -113,7 +113,7 @@ def list_jobs(
     after: Cursor = None,
     status: Status | None = None,
     name: Name = None,
-    kind: Literal["distill", "train"] | None = None,
+    kind: Kind | None = None,
     label: Label = None,
 ) -> JobPage:
     """Jobs, the newest first. Pages stay right while jobs are added: a page begins where the one before ended."""
