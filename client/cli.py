@@ -199,7 +199,7 @@ def models(as_json: AsJson = False) -> None:
     elif found:
         _console().print(models_table(found))
     else:
-        _console().print("There are no models yet. Every job that succeeds registers one.")
+        _console().print("There are no models yet. Every job that trains or exports a student registers one.")
 
 
 @app.command()
