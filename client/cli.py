@@ -241,17 +241,19 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder, continued if it exists. [./runs/NAME]")] = None,
     overrides: Overrides = None,
     teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
+    student: Annotated[Path | None, typer.Option(help="The weights of the student to evaluate or export.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
     local.need("torch", "core", "Training")
     spec = job_file.read(file, overrides or ())
-    parse_spec(spec)
+    trains = parse_spec(spec).trains
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view, teacher)
+    code = local.run(spec, folder, view, {"teacher": teacher, "student": student})
     if code == local.INTERRUPTED:
-        print(f"The checkpoint is saved. Go on with: dsd run {file} --out {folder}", file=sys.stderr)
+        saved = "The checkpoint is saved. Go on with" if trains else "Stopped. Start again with"
+        print(f"{saved}: dsd run {file} --out {folder}", file=sys.stderr)
         raise typer.Exit(130)
     if code or view.result is None:
         raise local.failed(view.error, folder / "log.txt", code)
@@ -259,7 +261,9 @@ def run(
         _print_json(view.result)
     else:
         view.console.print(result_table(view.result))
-        view.console.print(f"Student   [bold cyan]{escape(str((folder / 'student').absolute()))}[/]", soft_wrap=True)
+        if view.result["files"]:
+            written = escape(str((folder / "student").absolute()))
+            view.console.print(f"Student   [bold cyan]{written}[/]", soft_wrap=True)
 
 
 @app.command()
