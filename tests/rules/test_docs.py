@@ -17,7 +17,6 @@ from dsd_core.distill.presets import PRESETS
 from dsd_core.models.licences import ALLOW
 from dsd_core.models.zoo_names import ZOO_TEACHERS
 from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
-from dsd_core.spec import load_spec
 from jobs.settings import Settings
 from tests.conftest import ROOT
 
@@ -64,11 +63,6 @@ def test_the_changelog_begins_with_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     first = re.search(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert first and first[1] == version
-
-
-@pytest.mark.parametrize("job", sorted((ROOT / "examples").rglob("*.yaml")), ids=lambda path: path.name)
-def test_every_example_is_a_job(job: Path) -> None:
-    assert load_spec(job).name
 
 
 def test_nothing_names_this_machine() -> None:
