@@ -398,6 +398,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=run.classes,
         palette=run.val_set.palette,
         size=size,
+        options=spec.export,
         about={
             "name": spec.name,
             "dataset": spec.dataset.name,

@@ -79,6 +79,7 @@ def export_again(
         classes=trained.val_set.classes,
         palette=trained.val_set.palette,
         size=trained.val_set.size,
+        options=spec.export,
         about={
             "name": spec.name,
             "dataset": spec.dataset.name,

@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 
 from dsd_core.data import open_dataset
 from dsd_core.data.loader import eval_batches
-from dsd_core.errors import DataError, Interrupted, SpecError, WeightsError
+from dsd_core.errors import DataError, DsdError, Interrupted, SpecError, WeightsError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Event, Result
+from dsd_core.export import check_parity
+from dsd_core.models.onnx_graph import write_onnx
+from dsd_core.models.onnx_half import halve_weights
 from dsd_core.models.onnx_session import onnx_session
 from dsd_core.spec import JobSpec, parse_spec
 from dsd_core.teacher import load_student
@@ -61,13 +64,15 @@ def test_the_options_of_the_evaluation_count(weights: Path, tmp_path: Path) -> N
 
 
 def test_an_export_writes_the_student_it_was_given_for_the_size_it_was_asked_for(weights: Path, tmp_path: Path) -> None:
-    spec = job("export", {"weights": str(weights)}, dataset=DATASET | {"size": [48, 80]})
+    changes = {"dataset": DATASET | {"size": [48, 80]}, "export": {"precision": "float16"}}
+    spec = job("export", {"weights": str(weights)}, **changes)
     result = export_again(spec, tmp_path, lambda event: None)
     folder = tmp_path / "student"
     before, after = load_file(weights), load_file(folder / "model.safetensors")
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     config = json.loads((folder / "config.json").read_text())
     assert (config["size"], config["classes"]) == ([48, 80], list(CLASSES))
+    assert config["onnx"]["precision"] == "float16"
     assert config["student_digest"] == result.student_digest
     assert config["scores"]["student"]["miou"] == result.student.miou
     image_NHW3 = np.random.default_rng(1).integers(0, 256, (1, 48, 80, 3), dtype=np.uint8)
@@ -77,6 +82,21 @@ def test_an_export_writes_the_student_it_was_given_for_the_size_it_was_asked_for
         expected = segmenter(torch.from_numpy(image_NHW3).permute(0, 3, 1, 2))
     assert np.allclose(logits, expected.numpy(), atol=1e-3)
     assert {file.path for file in result.files} >= {"model.onnx", "model.safetensors", "README.md", "SHA256SUMS"}
+
+
+def test_half_precision_halves_a_graph_and_is_refused_where_it_makes_another_network(
+    weights: Path, tmp_path: Path
+) -> None:
+    graph = tmp_path / "model.onnx"
+    segmenter, *_ = load_student(job("export", {"weights": str(weights)}).student, CLASSES)
+    write_onnx(segmenter, graph)
+    bytes_before, (error_before, _) = graph.stat().st_size, check_parity(segmenter, graph, (32, 48), limit=1e-3)
+    halve_weights(graph)
+    error, _ = check_parity(segmenter, graph, (32, 48), limit=1e-3)
+    assert graph.stat().st_size < 0.75 * bytes_before and error > error_before
+    with pytest.raises(DsdError, match="differs from the network") as caught:
+        check_parity(segmenter, graph, (32, 48), limit=error / 10)
+    assert "try float32" in str(caught.value.hint)
 
 
 def test_a_student_that_was_exported_is_scored_and_exported_by_its_file_alone(weights: Path, tmp_path: Path) -> None:
