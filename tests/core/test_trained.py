@@ -18,6 +18,7 @@ from dsd_core.errors import DataError, DsdError, Interrupted, SpecError, Weights
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Event, Result
 from dsd_core.export import check_parity
+from dsd_core.inference import predictor as looking
 from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.onnx_half import halve_weights
 from dsd_core.models.onnx_session import onnx_session
@@ -27,6 +28,7 @@ from dsd_core.trained import evaluate_student, export_again
 from tests.core import layouts
 from tests.core.small import CLASSES, save_teacher
 
+FILE = "model.safetensors"
 DATASET = {"name": "streets", "size": [32, 48]}
 
 
@@ -40,13 +42,17 @@ def weights(tmp_path: Path) -> Path:
     return save_teacher(tmp_path)
 
 
-def test_a_student_is_scored_as_its_own_predictions_are_and_nothing_is_written(weights: Path, tmp_path: Path) -> None:
+def test_a_student_is_scored_as_the_options_say_and_nothing_is_written(weights: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    spec = job("evaluate", {"weights": str(weights)}, evaluate={"flip": False, "boundary": False, "floor": 0.9})
+    options = {"flip": True, "scales": [0.5, 1.0], "boundary": False, "floor": 0.9}
+    spec = job("evaluate", {"weights": str(weights)}, evaluate=options)
     result = evaluate_student(spec, tmp_path, events.append)
     val = open_dataset("streets", None, "val", (32, 48))
     segmenter, *_ = load_student(spec.student, CLASSES)
-    assert result.student == evaluate(segmenter, eval_batches(val, 4), CLASSES)[0]
+    plain, seen = (
+        evaluate(looks, eval_batches(val, 4), CLASSES)[0] for looks in (segmenter, looking(segmenter, spec.evaluate))
+    )
+    assert result.student == seen != plain
     assert [event.type for event in events] == ["started", "evaluated"]
     assert (result.files, result.onnx_max_error, result.train_seconds, result.beats_floor) == ([], None, 0.0, False)
     assert (result.spec_digest, result.dataset_fingerprint) == (spec.digest(), val.fingerprint())
@@ -54,21 +60,14 @@ def test_a_student_is_scored_as_its_own_predictions_are_and_nothing_is_written(w
     assert not (tmp_path / "student").exists()
 
 
-def test_the_options_of_the_evaluation_count(weights: Path, tmp_path: Path) -> None:
-    plain, flipped = (
-        evaluate_student(job("evaluate", {"weights": str(weights)}, evaluate=options), tmp_path, lambda event: None)
-        for options in ({}, {"flip": True, "scales": [0.5, 1.0], "boundary": False})
-    )
-    assert plain.student.boundary_iou is not None and flipped.student.boundary_iou is None
-    assert plain.student.miou != flipped.student.miou
-
-
-def test_an_export_writes_the_student_it_was_given_for_the_size_it_was_asked_for(weights: Path, tmp_path: Path) -> None:
+def test_an_export_writes_the_student_for_the_size_it_was_asked_for_and_its_file_alone_is_scored_alike(
+    weights: Path, tmp_path: Path
+) -> None:
     changes = {"dataset": DATASET | {"size": [48, 80]}, "export": {"precision": "float16"}}
     spec = job("export", {"weights": str(weights)}, **changes)
     result = export_again(spec, tmp_path, lambda event: None)
     folder = tmp_path / "student"
-    before, after = load_file(weights), load_file(folder / "model.safetensors")
+    before, after = load_file(weights), load_file(folder / FILE)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     config = json.loads((folder / "config.json").read_text())
     assert (config["size"], config["classes"]) == ([48, 80], list(CLASSES))
@@ -81,6 +80,8 @@ def test_an_export_writes_the_student_it_was_given_for_the_size_it_was_asked_for
     with torch.inference_mode():
         expected = segmenter(torch.from_numpy(image_NHW3).permute(0, 3, 1, 2))
     assert np.allclose(logits, expected.numpy(), atol=1e-3)
+    scored = evaluate_student(spec.model_copy(update={"kind": "evaluate"}), tmp_path, print, weights=folder / FILE)
+    assert scored.student == result.student
     assert {file.path for file in result.files} >= {"model.onnx", "model.safetensors", "README.md", "SHA256SUMS"}
 
 
@@ -97,14 +98,6 @@ def test_half_precision_halves_a_graph_and_is_refused_where_it_makes_another_net
     with pytest.raises(DsdError, match="differs from the network") as caught:
         check_parity(segmenter, graph, (32, 48), limit=error / 10)
     assert "try float32" in str(caught.value.hint)
-
-
-def test_a_student_that_was_exported_is_scored_and_exported_by_its_file_alone(weights: Path, tmp_path: Path) -> None:
-    first = export_again(job("export", {"weights": str(weights)}), tmp_path / "a", lambda event: None)
-    file = tmp_path / "a" / "student" / "model.safetensors"
-    (tmp_path / "b").mkdir()
-    scored = evaluate_student(job("evaluate", {"job": "a1"}), tmp_path / "b", lambda event: None, weights=file)
-    assert scored.student == first.student
 
 
 def test_an_export_without_labels_has_no_score_and_says_so(tmp_path: Path) -> None:
