@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from dsd_core.errors import DsdError
 from jobs import store
 from jobs.settings import Settings
-from jobs.status import Reason, Status
+from jobs.status import Reason, Request
 from worker import launch
 from worker.database import Away, Database
 from worker.outcome import Asked, Error, outcome
@@ -149,10 +149,10 @@ def _copy(run: Run, transaction: Transaction) -> None:
 def _beat(run: Run) -> None:
     if time.monotonic() < run.beat_at:
         return
-    status = run.database(lambda s: store.beat(s, run.claim, run.settings.lease_s))
+    heard = run.database(lambda s: store.beat(s, run.claim, run.settings.lease_s))
     run.beat_at = time.monotonic() + run.settings.heartbeat_s
-    run.lost = run.lost or status is None
-    if status == Status.CANCELLING:
+    run.lost = run.lost or heard is None
+    if heard is not None and heard.request is Request.CANCEL:
         run.asked = Reason.CANCELLED_BY_USER
 
 
