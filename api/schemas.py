@@ -67,7 +67,7 @@ class JobModel(Answer):
 
     name: str
     version: int | None
-    """Null until the model is registered."""
+    """Null until the model is registered; a job of kind evaluate registers none."""
     tracking: Literal["pending", "synced", "stalled"]
     """Whether MLflow has everything of this job; stalled: its last try failed, and it goes on trying."""
     tracking_error: str | None

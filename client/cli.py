@@ -18,6 +18,7 @@ from client.comparison import compare
 from client.comparison_table import comparison_markdown, comparison_tables
 from client.demo import demo as run_demo
 from client.http import Client
+from client.pipeline import fields_checked, stand_alone, submit_all
 from client.report import catalog_table, error_text, findings, job_details, jobs_table, models_table, result_table
 from client.save import save
 from client.view import JobView
@@ -103,31 +104,40 @@ def demo(
 def submit(
     file: JobFile,
     overrides: Overrides = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the job until it ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show each job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a job."""
-    spec = job_file.read(file, overrides or ())
+    """Queue the job of a file, or its jobs: later ones may name earlier ones. Repeated after a broken connection, it
+    makes no job twice."""
     with Client() as client:
-        job = client.submit(spec)
+        queued = submit_all(client, job_file.read_all(file, overrides or ()))
+        for job in () if as_json else queued:
+            _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]", soft_wrap=True)
         if watch:
-            _watch(client, job["id"], as_json)
-        elif as_json:
-            _print_json(job)
-        else:
-            _console().print(
-                f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]\nWatch it: dsd watch {job['id']}"
-            )
+            queued = [_watch(client, job["id"], as_json) for job in queued]
+        elif not as_json:
+            _console().print(f"Watch it: dsd watch {queued[-1]['id']}")
+    if as_json:
+        _print_json(queued[0] if len(queued) == 1 else queued)
+    if watch:
+        _exit_by_status(*queued)
 
 
 @app.command()
 def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a job file without queueing anything."""
+    """Check a job file without queueing anything. Of jobs that need others of the file, only the fields."""
+    jobs = job_file.read_all(file, overrides or ())
     with Client() as client:
-        answer = client.validate(job_file.read(file, overrides or ()))
+        answers = [
+            client.validate(job) if alone == job else fields_checked(alone)
+            for job, alone in zip(jobs, stand_alone(jobs), strict=True)
+        ]
     if as_json:
-        _print_json(answer)
-    else:
+        _print_json(answers[0] if len(answers) == 1 else answers)
+        return
+    for answer in answers:
+        if len(answers) > 1:
+            _console().print(f"[bold]{escape(answer['spec']['name'])}[/]")
         _console().print(findings(answer))
 
 
@@ -172,7 +182,10 @@ def show(
 def watch(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job until it ends. Exit code 1 unless it succeeds."""
     with Client() as client:
-        _watch(client, job_id, as_json)
+        job = _watch(client, job_id, as_json)
+    if as_json:
+        _print_json(job)
+    _exit_by_status(job)
 
 
 @app.command()
@@ -199,7 +212,7 @@ def models(as_json: AsJson = False) -> None:
     elif found:
         _console().print(models_table(found))
     else:
-        _console().print("There are no models yet. Every job that succeeds registers one.")
+        _console().print("There are no models yet. Every job that trains or exports a student registers one.")
 
 
 @app.command()
@@ -241,17 +254,19 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder, continued if it exists. [./runs/NAME]")] = None,
     overrides: Overrides = None,
     teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
+    student: Annotated[Path | None, typer.Option(help="The weights of the student to evaluate or export.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
     local.need("torch", "core", "Training")
     spec = job_file.read(file, overrides or ())
-    parse_spec(spec)
+    trains = parse_spec(spec).trains
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view, teacher)
+    code = local.run(spec, folder, view, {"teacher": teacher, "student": student})
     if code == local.INTERRUPTED:
-        print(f"The checkpoint is saved. Go on with: dsd run {file} --out {folder}", file=sys.stderr)
+        saved = "The checkpoint is saved. Go on with" if trains else "Stopped. Start again with"
+        print(f"{saved}: dsd run {file} --out {folder}", file=sys.stderr)
         raise typer.Exit(130)
     if code or view.result is None:
         raise local.failed(view.error, folder / "log.txt", code)
@@ -259,7 +274,9 @@ def run(
         _print_json(view.result)
     else:
         view.console.print(result_table(view.result))
-        view.console.print(f"Student   [bold cyan]{escape(str((folder / 'student').absolute()))}[/]", soft_wrap=True)
+        if view.result["files"]:
+            written = escape(str((folder / "student").absolute()))
+            view.console.print(f"Student   [bold cyan]{written}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -320,7 +337,8 @@ def check_data(context: typer.Context) -> None:
     local.replace_process(local.program("dsd_core", "data", "check", *context.args))
 
 
-def _watch(client: Client, job_id: str, as_json: bool) -> None:
+def _watch(client: Client, job_id: str, as_json: bool) -> Json:
+    """Show a job until it ends, with `as_json` on stderr; returns it."""
     console = _console(as_json)
     job = client.job(job_id)
     try:
@@ -330,13 +348,15 @@ def _watch(client: Client, job_id: str, as_json: bool) -> None:
         print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   Stop it: dsd cancel {job_id}", file=sys.stderr)
         raise
     job = client.job(job_id)
-    if as_json:
-        _print_json(job)
-    elif job.get("result"):
+    if job.get("result") and not as_json:
         console.print(result_table(job["result"]))
-    elif job.get("error"):
+    elif job.get("error") and not as_json:
         console.print(error_text(job["error"]))
-    if job["status"] != "succeeded":
+    return job
+
+
+def _exit_by_status(*jobs: Json) -> None:
+    if any(job["status"] != "succeeded" for job in jobs):
         raise typer.Exit(1)
 
 

@@ -111,8 +111,10 @@ def _ratio(teacher: float, student: float, less: str, more: str) -> str:
     )
 
 
-def _files(result: Json) -> Text:
+def _files(result: Json) -> Text | None:
     weights = [file for file in result["files"] if file["path"].endswith((".safetensors", ".onnx"))]
+    if not weights:
+        return None
     return Text("Files     " + ", ".join(f"{file['path']} {size(file['bytes'])}" for file in weights))
 
 

@@ -178,7 +178,7 @@ def _sentence(kind: str, data: Json) -> Text | None:
 
 def _evaluated(data: Json) -> Text:
     subject = _with_seed(SUBJECTS, data["subject"], data)
-    step = f"  at step {data['step']}" if data["subject"] != "teacher" else ""
+    step = f"  at step {data['step']}" if data["step"] else ""
     accuracy = f"  pixel accuracy {fraction(data['pixel_accuracy'])}"
     score = (f"mIoU {fraction(data['miou'])}", "bold green")
     return Text.assemble(
@@ -200,10 +200,11 @@ def _status(data: Json) -> Text:
 
 
 def _started(data: Json) -> Text:
-    resumed = data.get("resumed_from")
+    resumed, steps = data.get("resumed_from"), data["total_steps"]
     return Text.assemble(
         ("continues" if resumed else "starts", "bold"),
-        f" on {data['device']}, {data['threads']} threads, torch {data['torch']}, {data['total_steps']} steps",
+        f" on {data['device']}, {data['threads']} threads, torch {data['torch']}",
+        f", {steps} steps" if steps else "",
         f", {resumed} of them done" if resumed else "",
     )
 

@@ -160,7 +160,8 @@ class Tracker:
             self._set(row, tracking="pending", tracking_seq=seq, tracking_error=None)
         if row.status in TERMINAL:
             self._close_run(row, run_id)
-            registered = {"model_version": self._register(row, run_id)} if row.status == Status.SUCCEEDED else {}
+            leaves_model = row.status == Status.SUCCEEDED and row.kind != "evaluate"
+            registered = {"model_version": self._register(row, run_id)} if leaves_model else {}
             self._set(row, tracking="synced", tracking_seq=seq, tracking_error=None, **registered)
 
     def _open_run(self, row: JobRow) -> str:
@@ -323,10 +324,13 @@ def _trouble(url: str) -> str | None:
     return None
 
 
+_ORIGINS = ("teacher_digest", "student_digest", "dataset_fingerprint", "code_version")
+
+
 def _lineage(row: JobRow) -> dict[str, str]:
     """Where a student comes from and what it is worth, as tags."""
     assert row.result is not None
-    facts = {name: row.result.get(name) for name in ("teacher_digest", "dataset_fingerprint", "code_version")}
+    facts = {name: row.result.get(name) for name in _ORIGINS}
     facts |= {"miou": row.result["student"]["miou"], "params": row.result["student_cost"]["params"]}
     facts |= {"job_id": row.id, "spec_digest": row.spec_digest}
     return {name: str(value) for name, value in facts.items() if value is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,7 +15,8 @@ from api.admission import admit, estimated
 from api.deps import Database, SettingsOf, Spec
 from api.job_view import job_view
 from api.schemas import Job, JobPage, Validation
-from dsd_core.spec import JobSpec
+from dsd_core.parts import JOB_ID
+from dsd_core.spec import JobSpec, Kind
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -39,7 +40,7 @@ def _key_and_value(text: str) -> str:
     return text
 
 
-Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-z]{1,40}$", description="The `next_cursor` of the page before.")]
+Cursor = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description="The `next_cursor` of the page before.")]
 Name = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$", description="Only jobs of this name.")]
 Label = Annotated[
     str | None, Query(description="Only jobs with this label, `key:value`."), AfterValidator(_key_and_value)
@@ -113,7 +114,7 @@ def list_jobs(
     after: Cursor = None,
     status: Status | None = None,
     name: Name = None,
-    kind: Literal["distill", "train"] | None = None,
+    kind: Kind | None = None,
     label: Label = None,
 ) -> JobPage:
     """Jobs, the newest first. Pages stay right while jobs are added: a page begins where the one before ended."""
@@ -163,5 +164,5 @@ def found(s: Session, job_id: str) -> JobRow:
 
 def check_id(job_id: str) -> None:
     """Raise JobNotFound for a text that is no id; some of those a database would not even compare."""
-    if not re.fullmatch(r"[0-9a-z]{1,40}", job_id):
+    if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound(f"There is no job {job_id[:60]!a}.", hint="GET /api/v1/jobs lists them.")

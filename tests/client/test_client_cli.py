@@ -19,6 +19,7 @@ from client.http import Client
 from client.save import NoSuchFile, inside
 from tests.client import scenes
 from tests.client.conftest import Wire, says, sends
+from tests.core.small import save_teacher
 
 JOB = {
     "id": "job_1", "name": "espnet", "kind": "distill", "status": "succeeded", "reason": "finished", "attempt": 1,
@@ -196,6 +197,17 @@ def test_ctrl_c_saves_a_run_here_and_the_same_command_goes_on_to_the_table(tmp_p
     assert again.returncode == 0, again.stderr
     assert "continues" in again.stdout and "parameters" in again.stdout
     assert (tmp_path / "run" / "student" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_student_is_scored_here_by_a_file_in_place_of_the_job_files_reference(tmp_path: Path) -> None:
+    text = "kind: evaluate\nname: a\ndataset: {name: streets, size: [32, 48]}\nstudent: {model: a}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    ended = process(
+        "run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run"), "--student", str(save_teacher(tmp_path))
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "mIoU" in ended.stdout and "parameters" in ended.stdout and "Student   " not in ended.stdout
 
 
 def test_ready_is_false_where_nothing_listens() -> None:

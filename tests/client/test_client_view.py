@@ -103,6 +103,20 @@ def test_a_student_without_teacher_has_no_gain() -> None:
     assert "Gain" not in text and "teacher" not in text and "0.5500" in text
 
 
+def test_a_student_that_was_only_scored_has_its_figures_and_no_files() -> None:
+    alone = {"teacher": None, "teacher_cost": None, "baseline": None, "gain": None}
+    text = table(scenes.result(files=[], onnx_max_error=None, **alone))
+    assert "0.5500" in text and "364 k" in text and "Files" not in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_job_that_trains_nothing_is_told_without_steps(terminal: bool) -> None:
+    started, evaluated = scenes.run()[0] | {"total_steps": 0}, scenes.run()[-2] | {"step": 0, "total_step": 0}
+    text = seen([started, evaluated, scenes.run()[-1]], terminal=terminal)
+    assert "starts on cpu" in text and "0.5500" in text and "60 images" in text
+    assert "step" not in text and ("prepare" in text) == terminal
+
+
 def test_several_seeds_are_shown_with_mean_and_spread() -> None:
     text = table(scenes.result_of_seeds())
     for figure in ("mIoU of 2 seeds", "0.5600 ± 0.0141", "0.5250 ± 0.0071", "+0.0350 ± 0.0072 mIoU", "mean of 2 seeds"):

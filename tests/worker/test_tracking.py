@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -30,8 +31,8 @@ def tracker(service: Service, mlflow_server: MlflowServer) -> Iterator[Tracker]:
     tracker.close()
 
 
-def finished(service: Service, name: str, script: str = "steps=3 finish") -> str:
-    job = service.submit(script, name=name)
+def finished(service: Service, name: str, script: str = "steps=3 finish", **fields: Any) -> str:
+    job = service.submit(script, name=name, **fields)
     write_student(service.folder(job) / "student")
     service.run(job)
     return job
@@ -93,6 +94,26 @@ def test_a_finished_job_is_one_run_and_one_model_that_predicts_masks(
     for wrong in (images_NHW3.astype(np.float32), images_NHW3[..., :2], images_NHW3[:0]):
         with pytest.raises(ValueError, match="Images must be"):
             student.predict(None, wrong)
+
+
+def test_a_job_that_only_scores_is_a_run_and_registers_nothing(service: Service, tracker: Tracker) -> None:
+    scored = service.submit("steps=1 finish", kind="evaluate", name="scored", student={"weights": "/s.safetensors"})
+    service.run(scored)
+    assert tracker.round(NEVER)
+    row = service.row(scored)
+    assert (row.tracking, row.tracking_error, row.model_version) == ("synced", None, None)
+    assert tracker.client.get_run(row.mlflow_run_id).data.metrics["student/miou"] == 0.5
+    assert tracker.client.search_registered_models("name = 'scored'") == []
+
+
+def test_a_student_that_is_exported_again_becomes_a_further_version_of_its_name(
+    service: Service, tracker: Tracker
+) -> None:
+    finished(service, "twice")
+    tracker.round(NEVER)
+    again = finished(service, "twice", kind="export", student={"model": "twice/1"})
+    tracker.round(NEVER)
+    assert (service.row(again).status, service.row(again).model_version) == (Status.SUCCEEDED, 2)
 
 
 def test_a_running_job_is_seen_live(service: Service, tracker: Tracker, in_background: Callable[..., object]) -> None:
