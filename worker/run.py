@@ -23,6 +23,7 @@ from jobs.settings import Settings
 from jobs.status import Reason, Request
 from worker import launch
 from worker.database import Away, Database
+from worker.inheritance import forerunners, inherit
 from worker.outcome import Asked, Error, outcome
 from worker.run_folder import Tail, log_tail, prepare
 
@@ -113,6 +114,7 @@ class Run:
 
 def _start(run: Run, command: Sequence[str]) -> launch.Child:
     arguments = run.insist(lambda s: prepare(s, run.settings, run.claim))
+    inherit(run.folder, map(run.settings.run_dir, run.insist(lambda s: forerunners(s, run.claim))))
     left = launch.end_leftovers(run.claim.job_id)
     if left:
         log.warning("job.leftovers_killed id=%s processes=%s", run.claim.job_id, left)
