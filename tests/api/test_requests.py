@@ -32,16 +32,16 @@ def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(service_
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "cancelled"])
-def test_a_job_that_has_ended_cannot_be_cancelled(service: Service, ending: str) -> None:
-    job_id = service.succeed().job_id if ending == "succeeded" else a_queued_job(service.engine)
+def test_a_job_that_has_ended_cannot_be_cancelled(steady: Service, ending: str) -> None:
+    job_id = steady.succeed().job_id if ending == "succeeded" else a_queued_job(steady.engine)
     if ending == "cancelled":
-        service.http.post(f"{JOBS}/{job_id}/cancel")
-    problem = problem_in(service.http.post(f"{JOBS}/{job_id}/cancel"), 409, "not_cancellable")
+        steady.http.post(f"{JOBS}/{job_id}/cancel")
+    problem = problem_in(steady.http.post(f"{JOBS}/{job_id}/cancel"), 409, "not_cancellable")
     assert problem["job_status"] == ending and ending in problem["detail"]
 
 
-def test_cancelling_an_unknown_job_is_not_found(service: Service) -> None:
-    problem_in(service.http.post(f"{JOBS}/nothere/cancel"), 404, "job_not_found")
+def test_cancelling_an_unknown_job_is_not_found(steady: Service) -> None:
+    problem_in(steady.http.post(f"{JOBS}/nothere/cancel"), 404, "job_not_found")
 
 
 def test_a_paused_job_waits_until_it_is_resumed(service_on_each: Service) -> None:
@@ -56,23 +56,23 @@ def test_a_paused_job_waits_until_it_is_resumed(service_on_each: Service) -> Non
 
 
 @pytest.mark.parametrize("wish", ["pause", "stop"])
-def test_a_running_job_shows_what_it_is_asked_until_its_worker_obeys(service: Service, wish: str) -> None:
-    claim = service.run()
-    answer = ask(service, claim.job_id, wish)
+def test_a_running_job_shows_what_it_is_asked_until_its_worker_obeys(steady: Service, wish: str) -> None:
+    claim = steady.run()
+    answer = ask(steady, claim.job_id, wish)
     assert (answer.status_code, answer.json()["status"], answer.json()["request"]) == (202, "running", wish)
-    assert history(service.engine, claim.job_id)[-1].data == {"request": wish}
-    assert ask(service, claim.job_id, wish).json()["request"] == wish
+    assert history(steady.engine, claim.job_id)[-1].data == {"request": wish}
+    assert ask(steady, claim.job_id, wish).json()["request"] == wish
 
 
-def test_a_job_that_has_not_started_has_nothing_to_keep(service: Service) -> None:
-    problem = problem_in(ask(service, service.submit()["id"], "stop"), 409, "not_possible")
+def test_a_job_that_has_not_started_has_nothing_to_keep(steady: Service) -> None:
+    problem = problem_in(ask(steady, steady.submit()["id"], "stop"), 409, "not_possible")
     assert problem["job_status"] == "queued" and "Cancel" in problem["hint"]
 
 
 @pytest.mark.parametrize("wish", ["pause", "resume", "stop", "retry"])
-def test_what_a_succeeded_job_cannot_do_is_refused_with_its_status(service: Service, wish: str) -> None:
-    job_id = service.succeed().job_id
-    assert problem_in(ask(service, job_id, wish), 409, "not_possible")["job_status"] == "succeeded"
+def test_what_a_succeeded_job_cannot_do_is_refused_with_its_status(steady: Service, wish: str) -> None:
+    job_id = steady.succeed().job_id
+    assert problem_in(ask(steady, job_id, wish), 409, "not_possible")["job_status"] == "succeeded"
 
 
 def test_a_job_is_given_another_priority_and_other_labels(service_on_each: Service) -> None:
@@ -104,11 +104,11 @@ def test_a_wish_that_is_none_is_named(steady: Service, wishes: Any, field: str) 
     assert "change of the job" in problem["detail"]
 
 
-def test_an_ended_job_keeps_its_priority_and_may_get_labels(service: Service) -> None:
-    job_id = service.succeed().job_id
-    problem_in(service.http.patch(f"{JOBS}/{job_id}", json={"priority": 1, "labels": {"a": "b"}}), 409, "not_possible")
-    assert service.http.get(f"{JOBS}/{job_id}").json()["labels"] == {}
-    assert service.http.patch(f"{JOBS}/{job_id}", json={"labels": {"a": "b"}}).json()["labels"] == {"a": "b"}
+def test_an_ended_job_keeps_its_priority_and_may_get_labels(steady: Service) -> None:
+    job_id = steady.succeed().job_id
+    problem_in(steady.http.patch(f"{JOBS}/{job_id}", json={"priority": 1, "labels": {"a": "b"}}), 409, "not_possible")
+    assert steady.http.get(f"{JOBS}/{job_id}").json()["labels"] == {}
+    assert steady.http.patch(f"{JOBS}/{job_id}", json={"labels": {"a": "b"}}).json()["labels"] == {"a": "b"}
 
 
 def test_a_failed_job_is_retried_as_a_new_one_that_leads_back_to_it(service_on_each: Service) -> None:
@@ -144,35 +144,36 @@ def test_a_clone_is_the_old_job_with_a_merge_patch_applied(service_on_each: Serv
         ({"dataset": {"root": "/not/here"}}, "/dataset/root"),
     ],
 )
-def test_a_clone_is_checked_like_any_new_job(service: Service, patch: dict[str, Any], field: str) -> None:
-    answer = ask(service, service.submit()["id"], "clone", json=patch)
+def test_a_clone_is_checked_like_any_new_job(steady: Service, patch: dict[str, Any], field: str) -> None:
+    old = steady.submit()["id"]
+    answer = ask(steady, old, "clone", json=patch)
     assert answer.status_code == 422
     assert [error["field"] for error in answer.json()["errors"]] == [field]
-    assert len(service.http.get(JOBS).json()["data"]) == 1
+    assert steady.http.get(JOBS).json()["data"][0]["id"] == old
 
 
-def test_a_patch_that_is_no_object_is_refused(service: Service) -> None:
-    answer = ask(service, service.submit()["id"], "clone", json=[1])
+def test_a_patch_that_is_no_object_is_refused(steady: Service) -> None:
+    answer = ask(steady, steady.submit()["id"], "clone", json=[1])
     assert "train" in problem_in(answer, 400, "invalid_json")["hint"]
 
 
 @pytest.mark.parametrize("wish", ["retry", "clone"])
-def test_a_repeated_retry_or_clone_with_its_key_makes_no_second_job(service: Service, wish: str) -> None:
-    one, other = a_queued_job(service.engine), a_queued_job(service.engine)
+def test_a_repeated_retry_or_clone_with_its_key_makes_no_second_job(steady: Service, wish: str) -> None:
+    one, other = a_queued_job(steady.engine), a_queued_job(steady.engine)
     for job_id in (one, other):
-        cancel(service.engine, job_id)
-    headers = {"Idempotency-Key": "k1"}
-    first = ask(service, one, wish, headers=headers)
-    again = ask(service, one, wish, headers=headers)
+        cancel(steady.engine, job_id)
+    headers = {"Idempotency-Key": wish}
+    first = ask(steady, one, wish, headers=headers)
+    again = ask(steady, one, wish, headers=headers)
     assert again.json() == first.json() and again.headers["idempotency-replayed"] == "true"
-    problem_in(ask(service, other, wish, headers=headers), 422, "idempotency_conflict")
-    problem_in(service.http.post(JOBS, json=service.body(), headers=headers), 422, "idempotency_conflict")
+    problem_in(ask(steady, other, wish, headers=headers), 422, "idempotency_conflict")
+    problem_in(steady.http.post(JOBS, json=steady.body(), headers=headers), 422, "idempotency_conflict")
 
 
-def test_the_key_of_a_clone_holds_for_its_patch_alone(service: Service) -> None:
-    old, headers = service.submit()["id"], {"Idempotency-Key": "k1"}
-    assert ask(service, old, "clone", json={"name": "b"}, headers=headers).status_code == 202
-    problem_in(ask(service, old, "clone", json={"name": "c"}, headers=headers), 422, "idempotency_conflict")
+def test_the_key_of_a_clone_holds_for_its_patch_alone(steady: Service) -> None:
+    old, headers = steady.submit()["id"], {"Idempotency-Key": "k1"}
+    assert ask(steady, old, "clone", json={"name": "b"}, headers=headers).status_code == 202
+    problem_in(ask(steady, old, "clone", json={"name": "c"}, headers=headers), 422, "idempotency_conflict")
 
 
 @pytest.mark.parametrize(

@@ -25,16 +25,16 @@ def seen(service: Service, job_id: str) -> dict[str, Any]:
     return job
 
 
-def test_a_job_waits_for_a_worker_that_has_what_it_asks_for(service_on_each: Service) -> None:
-    job_id = service_on_each.submit(resources={"memory_gib": 16})["id"]
-    assert seen(service_on_each, job_id)["waiting_for"] == "worker"
-    a_worker(service_on_each, "small", memory_gib=8)
-    assert seen(service_on_each, job_id)["waiting_for"] == "worker"
-    a_worker(service_on_each, "large", memory_gib=32)
-    assert seen(service_on_each, job_id)["waiting_for"] == "slot"
-    with db.begin(service_on_each.engine) as s:
+def test_a_job_waits_for_a_worker_that_has_what_it_asks_for(service: Service) -> None:
+    job_id = service.submit(resources={"memory_gib": 16})["id"]
+    assert seen(service, job_id)["waiting_for"] == "worker"
+    a_worker(service, "small", memory_gib=8)
+    assert seen(service, job_id)["waiting_for"] == "worker"
+    a_worker(service, "large", memory_gib=32)
+    assert seen(service, job_id)["waiting_for"] == "slot"
+    with db.begin(service.engine) as s:
         store.set_drain(s, "large", Drain.AFTER_JOB)
-    assert seen(service_on_each, job_id)["waiting_for"] == "worker"
+    assert seen(service, job_id)["waiting_for"] == "worker"
 
 
 def test_a_job_whose_message_could_not_be_sent_waits_for_the_broker(service_on_each: Service) -> None:
@@ -61,18 +61,18 @@ def test_a_job_shows_what_it_needs_and_where_that_is(service_on_each: Service) -
 
 
 @pytest.mark.parametrize(("needs", "code"), [("nothere", "need_not_found"), ("cancelled", "need_failed")])
-def test_a_job_that_needs_what_cannot_come_is_refused(service: Service, needs: str, code: str) -> None:
+def test_a_job_that_needs_what_cannot_come_is_refused(steady: Service, needs: str, code: str) -> None:
     if needs == "cancelled":
-        needs = a_queued_job(service.engine)
-        cancel(service.engine, needs)
-    problem = problem_in(service.http.post(JOBS, json=service.body(needs=[needs])), 422, code)
+        needs = a_queued_job(steady.engine)
+        cancel(steady.engine, needs)
+    problem = problem_in(steady.http.post(JOBS, json=steady.body(needs=[needs])), 422, code)
     assert problem["errors"][0]["field"] == "/needs" and needs in problem["detail"]
 
 
-def test_after_a_failure_a_job_says_when_its_next_try_is(service: Service) -> None:
-    claim = service.run()
-    service.finish(claim, Reason.INTERNAL, backoff_base_s=60.0)
-    job = seen(service, claim.job_id)
+def test_after_a_failure_a_job_says_when_its_next_try_is(steady: Service) -> None:
+    claim = steady.run()
+    steady.finish(claim, Reason.INTERNAL, backoff_base_s=60.0)
+    job = seen(steady, claim.job_id)
     assert (job["status"], job["waiting_for"]) == ("queued", "back_off")
     assert job["not_before"] > job["queued_at"]
 
