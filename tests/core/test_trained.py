@@ -115,7 +115,7 @@ def test_an_export_without_labels_has_no_score_and_says_so(tmp_path: Path) -> No
 
 
 def test_a_job_on_a_trained_student_stops_between_two_batches(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="starts again from the first image"):
+    with pytest.raises(Interrupted, match="Stopped while the student was scored"):
         evaluate_student(job("evaluate", {"weights": str(weights)}), tmp_path, lambda event: None, stop=lambda: True)
     assert not (tmp_path / "result.json").exists()
 
