@@ -87,7 +87,8 @@ def run_attempt(
         if rank > 0:
             _failure_file(out, rank).write_text(json.dumps(told.as_dict()))
         if not isinstance(told, Interrupted):
-            tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
+            with suppress(OSError):  # of a full disk the exit code tells
+                tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
         if not isinstance(error, DsdError):
             traceback.print_exc()
         if told is error:
