@@ -1,8 +1,9 @@
 """`python -m dsd_core.warm FD`: a process that has torch imported already, and forks one that trains for each request.
 
-FD is a SOCK_SEQPACKET socket inherited from the worker; each packet is a JSON object. Requests are the fields of
-`Request`. Answers: `{"ready": true}` once all is imported, `{"pid": N}` for a request, and `{"pid": N, "exit_code": E}`
-when that process has ended, E negative for the signal it died of. The end of the socket ends the server.
+FD is a SOCK_SEQPACKET socket inherited from the worker; each packet is a JSON object. Requests are those of
+`warm_request`. Answers: `{"ready": true}` once all is imported, `{"pid": N}` for a request, and
+`{"pid": N, "exit_code": E}` when that process has ended, E negative for the signal it died of. The end of the socket
+ends the server.
 
 The server computes nothing and never asks for a GPU, so that it has one thread and no CUDA state to inherit: what it
 forks is as good as a process started anew. Linux only.
@@ -17,28 +18,15 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, DefaultSelector, SelectorKey
 
 from dsd_core.parent_death import die_with
+from dsd_core.warm_request import PACKET_BYTES, ROOM, ROOM_BYTES, Request
 
 POLITE = {signal.SIGTERM, signal.SIGINT}
-ROOM = "DSD_WARM_ROOM"
-ROOM_BYTES = 128
-PACKET_BYTES = 1024 * 1024
 ENV_START = 47  # env_start among the fields of proc(5)'s stat that come after the name
-
-
-@dataclass(frozen=True)
-class Request:
-    """One process to fork: the arguments of `python -m dsd_core`, what to add to its environment, where it prints."""
-
-    arguments: list[str]
-    environment: dict[str, str]
-    log: str
-    shown: list[str]  # the variables of `environment` that /proc/PID/environ must show
 
 
 def main() -> None:
@@ -65,19 +53,22 @@ def serve(link: socket.socket) -> Request | None:
         while True:
             for key, _ in selector.select():
                 if key.fileobj is not link:
-                    selector.unregister(key.fileobj)
-                    os.close(key.fd)
-                    _, status = os.waitpid(key.data, 0)
-                    tell(link, pid=key.data, exit_code=os.waitstatus_to_exitcode(status))
-                    continue
-                packet = link.recv(PACKET_BYTES)
-                if not packet:
+                    tell_end(link, selector, key)
+                elif not (packet := link.recv(PACKET_BYTES)):
                     return None
-                pid = os.fork()
-                if pid == 0:
+                elif (pid := os.fork()) == 0:
                     return Request(**json.loads(packet))
-                selector.register(os.pidfd_open(pid), EVENT_READ, pid)
-                tell(link, pid=pid)
+                else:
+                    selector.register(os.pidfd_open(pid), EVENT_READ, pid)
+                    tell(link, pid=pid)
+
+
+def tell_end(link: socket.socket, selector: DefaultSelector, key: SelectorKey) -> None:
+    """Of a process that has ended: its pidfd can be read."""
+    selector.unregister(key.fileobj)
+    os.close(key.fd)
+    _, status = os.waitpid(key.data, 0)
+    tell(link, pid=key.data, exit_code=os.waitstatus_to_exitcode(status))
 
 
 def tell(link: socket.socket, **answer: int) -> None:

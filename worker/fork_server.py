@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_core.parent_death import die_with_parent
-from dsd_core.warm import PACKET_BYTES, ROOM, ROOM_BYTES
+from dsd_core.warm_request import PACKET_BYTES, ROOM, ROOM_BYTES, Request
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +70,8 @@ class ForkServer:
         """The pid of a new `python -m dsd_core ARGUMENTS`. Raises ServerGone where there is no server that is ready."""
         if not self.ready or self._link is None:
             raise ServerGone
-        request = {"arguments": arguments, "environment": environment, "log": str(log), "shown": shown}
         try:
-            self._link.send(json.dumps(request).encode())
+            self._link.send(Request(arguments, environment, str(log), shown).packet())
         except OSError as error:
             raise ServerGone from error
         while (answer := self._answer(ANSWER_S)) is not None:

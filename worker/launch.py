@@ -139,12 +139,12 @@ def _marks(job_id: str, fence: int) -> dict[str, str]:
 
 
 def _trainers(child: Child) -> list[int]:
-    if not child.several:
-        return [child.pid]
+    """Those that train, or the one that is still to start them."""
     try:
-        return [process.pid for process in psutil.Process(child.pid).children()]
+        started = [process.pid for process in psutil.Process(child.pid).children()] if child.several else []
     except psutil.NoSuchProcess:
         return []
+    return started or [child.pid]
 
 
 def _kill_until_none(doomed: Callable[[psutil.Process], bool], timeout_s: float) -> int:

@@ -24,6 +24,7 @@ from jobs.resources import Demand, demand_of
 from jobs.status import Reason, Request
 from worker import launch
 from worker.database import Away, Database
+from worker.inheritance import forerunners, inherit
 from worker.memory import taken_over
 from worker.outcome import Ending, Error, outcome, over_memory, over_time, stalled
 from worker.pulse import Pulse
@@ -146,6 +147,7 @@ def _claim(slot: Slot, database: Database) -> store.Claim | None:
 def _start(run: Run) -> launch.Child:
     job_id, fence = run.claim.job_id, run.claim.fence
     arguments = run.insist(lambda s: prepare(s, run.settings, run.claim))
+    inherit(run.folder, map(run.settings.run_dir, run.insist(lambda s: forerunners(s, run.claim))))
     left = launch.end_leftovers(job_id, fence)
     if left:
         log.warning("job.leftovers_killed id=%s processes=%s", job_id, left)

@@ -18,6 +18,7 @@ from celery import Celery, Task
 from celery.signals import celeryd_init, worker_process_init, worker_ready, worker_shutting_down
 from kombu import Queue
 
+from dsd_core.errors import DsdError
 from jobs import queue
 from jobs.settings import settings
 from worker import run
@@ -53,7 +54,10 @@ def _be_a_worker(name: str, conf: Any, command: Sequence[str]) -> None:
     global _slot
     if settings().broker_url is None:
         raise SystemExit("DSD_BROKER_URL is not set, for example redis://localhost:6379/0; `dsd up` starts a broker.")
-    _slot = Slot(settings(), offer_of(settings(), name), command=command)
+    try:
+        _slot = Slot(settings(), offer_of(settings(), name), command=command)
+    except DsdError as error:
+        raise SystemExit(str(error)) from error
     conf.task_queues = [Queue(queue_name) for queue_name in heard_by(_slot.offer)]
 
 

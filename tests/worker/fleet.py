@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
+
 from jobs import queue
 from jobs.settings import Settings
 from tests.servers import spawn
@@ -20,7 +22,7 @@ QUICK: dict[str, float] = {
     "tick_s": 0.3,
     "grace_s": 5,
     "redispatch_s": 0.5,
-    "backoff_s": 0.2,
+    "backoff_s": 0.0,
 }
 SCRIPTED_TASKS = "tests.worker.scripted_tasks"
 REAL_TASKS = "worker.tasks"
@@ -34,7 +36,6 @@ class Fleet:
     def __init__(self, settings: Settings, logs: Path) -> None:
         self.settings = settings
         self.logs = logs
-        self.app = queue.make_app(settings.broker_url)
         self.processes: list[Process] = []
 
     def worker(self, name: str, app: str = SCRIPTED_TASKS, **options: Any) -> Process:
@@ -61,6 +62,12 @@ class Fleet:
         process = spawn([sys.executable, "-m", *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment)
         self.processes.append(process)
         return process
+
+    @property
+    def app(self) -> Celery:
+        """What speaks to the broker as the service does."""
+        assert self.settings.broker_url is not None
+        return queue.make_app(self.settings.broker_url)
 
     def queues_of(self, name: str) -> list[str] | None:
         """The queues a worker takes messages from; None while it does not answer."""

@@ -25,8 +25,7 @@ from worker.ears import heard_by
 
 @pytest.fixture
 def fleet(service: Service, broker_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    changes = {"broker_url": broker_url, **QUICK, "backoff_s": 0}
-    fleet = Fleet(service.settings.model_copy(update=changes), tmp_path)
+    fleet = Fleet(service.settings.model_copy(update={"broker_url": broker_url, **QUICK}), tmp_path)
     yield fleet
     fleet.end()
 
@@ -45,6 +44,7 @@ def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: 
     assert len(service.pids(job)) == 1
 
 
+@pytest.mark.fault("F1")
 def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("steps=2 hang_first finish")
     fleet.controller()
@@ -59,6 +59,7 @@ def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service:
     assert "second" in (service.row(job).worker or "")
 
 
+@pytest.mark.fault("F2")
 def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("hang_first finish")
     fleet.controller()
@@ -71,6 +72,7 @@ def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(
 
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["main_process", "all_processes"])
+@pytest.mark.fault("F4")
 def test_a_worker_that_is_terminated_gives_its_job_back_and_ends(
     service: Service, fleet: Fleet, everyone: bool
 ) -> None:
@@ -163,15 +165,21 @@ def test_the_workers_module_loads_neither_mlflow_nor_torch() -> None:
 
 
 def test_a_worker_without_a_broker_says_what_is_missing(tmp_path: Path) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "DSD_BROKER_URL"}
     for arguments in (["celery", "-A", "worker.tasks", "worker"], ["worker.controller"]):
-        said = subprocess.run(
-            [sys.executable, "-m", *arguments],
-            capture_output=True,
-            text=True,
-            env={**environment, "DSD_HOME": str(tmp_path)},
-            cwd=ROOT,
-            timeout=60,
-        )
-        assert said.returncode != 0
-        assert "DSD_BROKER_URL is not set" in said.stderr
+        said = refused(arguments, tmp_path, DSD_BROKER_URL="")
+        assert "DSD_BROKER_URL is not set" in said
+
+
+def test_a_worker_whose_gpu_is_not_there_says_so(tmp_path: Path) -> None:
+    said = refused(["celery", "-A", "worker.tasks", "worker"], tmp_path, DSD_BROKER_URL="memory://", DSD_DEVICES="77")
+    assert "DSD_DEVICES names GPU 77" in said
+
+
+def refused(arguments: list[str], home: Path, **environment: str) -> str:
+    """What a program that does not start says on stderr."""
+    environment = {**os.environ, "DSD_HOME": str(home), **environment}
+    said = subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60
+    )
+    assert said.returncode != 0
+    return said.stderr
