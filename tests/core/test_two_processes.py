@@ -112,7 +112,7 @@ def test_two_processes_have_the_loss_curve_of_one_and_killed_or_stopped_end_with
     ("fault", "message"),
     [
         ("kill", "Another process of this run has ended"),
-        ("raise", "RuntimeError: Fault point train.after_step"),
+        pytest.param("raise", "RuntimeError: Fault point train.after_step", marks=pytest.mark.slow),
     ],
 )
 def test_the_end_of_one_process_ends_the_other_which_says_why(fault, message, tmp_path):
