@@ -45,8 +45,15 @@ class Heard:
         return signal.SIGUSR2 in self._numbers
 
 
-def run_attempt(job: Path, out: Path, *, teacher_weights: Path | None = None, fence: int = 0) -> None:
-    """Train the student of a job file in the run folder `out`, from where its checkpoints end.
+def run_attempt(
+    job: Path,
+    out: Path,
+    *,
+    teacher_weights: Path | None = None,
+    student_weights: Path | None = None,
+    fence: int = 0,
+) -> None:
+    """Do the job of a file in the run folder `out`; training goes on from where its checkpoints end.
 
     Raises DsdError, after the event that tells of it.
     """
@@ -59,11 +66,16 @@ def run_attempt(job: Path, out: Path, *, teacher_weights: Path | None = None, fe
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
         from dsd_core.train import fit
+        from dsd_core.trained import evaluate_student, export_again
 
         dist.join()
-        result = fit(
-            spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
-        )
+        if spec.trains:
+            result = fit(
+                spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
+            )
+        else:
+            do = evaluate_student if spec.kind == "evaluate" else export_again
+            result = do(spec, out, tell, weights=student_weights, stop=heard.stop)
         if result is not None:
             fault_point("finished.before")
             tell(Finished(result=result))

@@ -18,7 +18,10 @@ from dsd_core import dist
 from dsd_core.boundary import boundary_counts
 from dsd_core.data.dataset import IGNORE
 from dsd_core.data.loader import Batch
-from dsd_core.events import Score
+from dsd_core.errors import Interrupted
+from dsd_core.events import Evaluated, Event, FurtherSeed, Score, Subject
+from dsd_core.inference import LogitsOf, predictor
+from dsd_core.spec import Evaluation
 
 
 @dataclass
@@ -113,6 +116,40 @@ def evaluate(
             confusion.add(predict(batch.images_N3HW).argmax(dim=1), batch.labels_NHW)
     whole = confusion.reduced()
     return whole.score(classes), whole.images, time.perf_counter() - start
+
+
+def evaluate_and_tell(
+    network: LogitsOf,
+    batches: Iterable[Batch],
+    images: int,
+    classes: tuple[str, ...],
+    options: Evaluation,
+    emit: Callable[[Event], None],
+    *,
+    subject: Subject,
+    seed: FurtherSeed = None,
+    step: int = 0,
+    total_step: int = 0,
+) -> Score:
+    """As `evaluate`, of a network that looks at the images as `options` say; its score also becomes an event.
+
+    Raises Interrupted where the batches of all processes end before `images`.
+    """
+    score, seen, seconds = evaluate(predictor(network, options), batches, classes, boundary=options.boundary)
+    if seen < images:
+        raise Interrupted(f"Stopped while the {subject} was scored.")
+    emit(
+        Evaluated(
+            subject=subject,
+            seed=seed,
+            step=step,
+            total_step=total_step,
+            images=images,
+            seconds=seconds,
+            **score.model_dump(),
+        )
+    )
+    return score
 
 
 def _ratios(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

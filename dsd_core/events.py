@@ -197,16 +197,15 @@ class Result(BaseModel):
     gain_spread: float | None = None
     step_cost: StepCost | None = None  # over all students
     baseline_step_cost: StepCost | None = None
-    files: list[FileInfo]
+    files: list[FileInfo]  # none of an evaluate job
     classes: list[str]
-    onnx_max_error: (
-        float  # largest difference of softmax between ONNX and the network, over the sizes that were compared
-    )
+    onnx_max_error: float | None  # largest difference of softmax between ONNX and the network; None without files
     teacher_digest: str | None = None
-    dataset_fingerprint: str
+    student_digest: str | None = None  # of the trained student's file, of an evaluate or export job
+    dataset_fingerprint: str  # of the training split; of the validation split where nothing was trained
     spec_digest: str
     code_version: str
-    train_seconds: float
+    train_seconds: float  # 0 where nothing was trained
     bit_exact: bool = True  # the weights are those of a run that was never interrupted
     stopped_early: bool = False  # on request: the student is the best so far, and later seeds are left out
     stopped_step: int | None = None  # of total_steps, where it was stopped early

@@ -31,10 +31,9 @@ from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
 from dsd_core.environment import Environment, changes, environment
 from dsd_core.errors import Interrupted, NothingToKeepError, SpecError, StorageError, WeakTeacherError
-from dsd_core.evaluate import evaluate
+from dsd_core.evaluate import evaluate_and_tell
 from dsd_core.events import (
     Checkpoint,
-    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -48,7 +47,7 @@ from dsd_core.events import (
     StepCost,
     Subject,
 )
-from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.export import code_version, export_student, fixed_size_warning, measure_cost, write_result
 from dsd_core.fault_points import fault_point
 from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
@@ -501,23 +500,18 @@ def score_network(
 ) -> Score:
     """Score a network on the validation split and say so; leaves it in eval mode. Raises Interrupted."""
     network.eval()
-    options = run.spec.evaluate
-    logits_of, batches = predictor(network, options), batches_until_stop(run)
-    score, images, seconds = evaluate(logits_of, batches, run.classes, boundary=options.boundary)
-    if images < len(run.val_set):
-        raise Interrupted(f"Stopped while the {subject} was scored.")
-    run.emit(
-        Evaluated(
-            subject=subject,
-            seed=seed,
-            step=step,
-            total_step=total_step,
-            images=images,
-            seconds=seconds,
-            **score.model_dump(),
-        )
+    return evaluate_and_tell(
+        network,
+        batches_until_stop(run),
+        len(run.val_set),
+        run.classes,
+        run.spec.evaluate,
+        run.emit,
+        subject=subject,
+        seed=seed,
+        step=step,
+        total_step=total_step,
     )
-    return score
 
 
 def batches_until_stop(run: Run) -> Iterator[Batch]:
@@ -576,6 +570,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=run.classes,
         palette=run.val_set.palette,
         size=size,
+        options=spec.export,
         about={
             "name": spec.name,
             "dataset": spec.dataset.name,
@@ -587,11 +582,7 @@ def finish(run: Run, student: Segmenter) -> Result:
     fault_point("export.after")
     run.pulse()
     if exported.fixed_size:
-        run.emit(
-            _warning(
-                f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
-            )
-        )
+        run.emit(fixed_size_warning(size))
     teacher_cost = None
     if run.teacher is not None and run.teacher_network is not None:
         teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)

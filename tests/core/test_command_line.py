@@ -17,10 +17,12 @@ from PIL import Image
 
 from dsd_core.errors import SpecError
 from dsd_core.events import parse, read_lines
-from dsd_core.spec import JobSpec
+from dsd_core.spec import JobSpec, parse_spec
 from tests.builders import tiny_camvid
 from tests.core import layouts
 from tests.core.small import save_teacher, small_spec
+
+SMALL = {"name": "streets", "size": [32, 48]}
 
 
 def dsd_core(*arguments: object) -> list[str]:
@@ -71,6 +73,15 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
     assert files[0] == files[1]
     written = [event.path for event in events_of(broken) if event.type == "checkpoint"]
     assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
+
+
+def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):
+    job = write(parse_spec({"kind": "evaluate", "name": "x", "dataset": SMALL, "student": {"job": "b2"}}), tmp_path)
+    student = save_teacher(tmp_path)
+    assert run("run", job, "--out", tmp_path / "out", "--student", student).returncode == 0
+    started, evaluated, finished = events_of(tmp_path / "out")
+    assert (started.total_steps, evaluated.type, finished.result.files) == (0, "evaluated", [])
+    assert finished.result.student.miou == evaluated.miou
 
 
 def test_bad_data_exits_65_with_a_failed_event_that_names_the_file(tmp_path):
