@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from dsd_core import dist
 from dsd_core.boundary import boundary_counts
-from dsd_core.data.dataset import IGNORE
-from dsd_core.data.loader import Batch
+from dsd_core.data.dataset import IGNORE, Dataset
+from dsd_core.data.loader import Batch, eval_batches
+from dsd_core.errors import Interrupted
 from dsd_core.events import Evaluated, Event, FurtherSeed, Score, Subject
 from dsd_core.inference import LogitsOf, predictor
 from dsd_core.spec import Evaluation
@@ -56,13 +58,10 @@ class Confusion:
         return self._of(self._flat() + other._flat())
 
     def reduced(self) -> Confusion:
-        """The sum over all processes of torch.distributed, in each of them; alone, its own counts."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.from_numpy(self._flat()).to(device)
-        dist.all_reduce(total)
-        return self._of(total.cpu().numpy())
+        """The sum over all processes (`dsd_core.dist`), in each of them; alone, its own counts."""
+        total = torch.from_numpy(self._flat())
+        dist.sum_([total])
+        return self._of(total.numpy())
 
     def iou(self) -> np.ndarray:
         """IoU of each class, NaN where it is absent."""
@@ -109,7 +108,7 @@ def evaluate(
     """Score `predict` (uint8 images N3HW to logits NKHW) over the batches. Returns the score, the images and the
     seconds.
 
-    Under torch.distributed each process gives its own share of the batches, and all get the score of the whole.
+    Of several processes each gives its own share of the batches, and all get the score of the whole.
     """
     start = time.perf_counter()
     confusion = Confusion(len(classes), boundary)
@@ -120,20 +119,28 @@ def evaluate(
     return whole.score(classes), whole.images, time.perf_counter() - start
 
 
-def evaluate_and_tell(
+def score_split(
     network: LogitsOf,
-    batches: Iterable[Batch],
-    classes: tuple[str, ...],
+    data: Dataset,
     options: Evaluation,
     emit: Callable[[Event], None],
+    goes_on: Callable[[], bool],
+    device: torch.device,
     *,
     subject: Subject,
     seed: FurtherSeed = None,
     step: int = 0,
     total_step: int = 0,
 ) -> Score:
-    """As `evaluate`, of a network that looks at the images as `options` say; its score also becomes an event."""
-    score, images, seconds = evaluate(predictor(network, options), batches, classes, boundary=options.boundary)
+    """`evaluate` a network that looks at a split as `options` say, and make an event of its score.
+
+    `goes_on` is asked before each batch. Raises Interrupted, in all processes, after it said no in one of them.
+    """
+    share = eval_batches(data, options.batch, rank=dist.rank(), of=dist.world())
+    batches = (batch.to(device) for batch in takewhile(lambda batch: goes_on(), share))
+    score, images, seconds = evaluate(predictor(network, options), batches, data.classes, boundary=options.boundary)
+    if images < len(data):
+        raise Interrupted(f"Stopped while the {subject} was scored.")
     emit(
         Evaluated(
             subject=subject,
