@@ -18,13 +18,8 @@ from dsd_core.events import Progress, parse, read_lines
 from dsd_core.spec import JobSpec
 from dsd_core.train import train
 from tests.builders import tiny_camvid
-from tests.core.small import save_teacher, small_spec
+from tests.core.small import WITHOUT_BATCH_NORM, save_teacher, small_spec
 
-WITHOUT_BATCH_NORM = {
-    "name": "fpn",
-    "encoder": "tu-test_convnext",
-    "options": {"decoder_dropout": 0.0, "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
-}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsd_core")
 
 
@@ -73,6 +68,7 @@ def curve(events: list) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.fault("F1")
 def test_two_processes_have_the_loss_curve_of_one_and_killed_or_stopped_end_with_the_same_bits(tmp_path):
     spec = spec_of(tmp_path, train__epochs=4, train__log_every=2, train__checkpoint_every_s=0.0)
