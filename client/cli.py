@@ -19,10 +19,21 @@ from client.comparison_table import comparison_markdown, comparison_tables
 from client.demo import demo as run_demo
 from client.http import Client
 from client.pipeline import fields_checked, stand_alone, submit_all
-from client.report import catalog_table, error_text, findings, job_details, jobs_table, models_table, result_table
+from client.report import (
+    catalog_table,
+    error_text,
+    findings,
+    job_details,
+    jobs_table,
+    models_table,
+    result_table,
+    standing,
+    workers_table,
+)
 from client.save import save
 from client.view import JobView
-from dsd_core.errors import DsdError
+from client.waiting import told
+from dsd_core.errors import DsdError, SpecError
 from dsd_core.spec import parse_model, parse_spec
 
 Json = dict[str, Any]
@@ -145,12 +156,13 @@ def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    group: Annotated[str | None, typer.Option(help="Only jobs of this group.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs."""
     with Client() as client:
-        found = client.jobs(page=min(limit, 100), status=status, name=name)
+        found = client.jobs(page=min(limit, 100), status=status, name=name, group=group)
         listed = [job for _, job in zip(range(limit), found, strict=False)]
     if as_json:
         _print_json(listed)
@@ -190,13 +202,105 @@ def watch(job_id: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Stop a job. A running one ends within seconds."""
+    """End a job. A running one ends within seconds."""
     with Client() as client:
-        job = client.cancel(job_id)
+        _say_standing(client.cancel(job_id), as_json)
+
+
+@app.command()
+def pause(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job wait until it is resumed. A running one saves a checkpoint and frees its worker."""
+    with Client() as client:
+        _say_standing(client.pause(job_id), as_json)
+
+
+@app.command()
+def resume(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a paused job take its turn again; it goes on from its checkpoint."""
+    with Client() as client:
+        _say_standing(client.resume(job_id), as_json)
+
+
+@app.command()
+def stop(job_id: JobId, as_json: AsJson = False) -> None:
+    """End training now and keep the best student so far, exported and registered as always."""
+    with Client() as client:
+        _say_standing(client.stop(job_id), as_json)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Do a job that failed or was cancelled again, as a new job that goes on from its checkpoints."""
+    with Client() as client:
+        _say_queued(client.retry(job_id), as_json)
+
+
+@app.command()
+def clone(job_id: JobId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Queue a new job like this one, from the beginning. `--set` changes fields; null takes the default."""
+    with Client() as client:
+        changes = job_file.patch(client.job(job_id)["spec"], overrides) if overrides else {}
+        _say_queued(client.clone(job_id, changes), as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # else -5 would be an option
+def priority(
+    job_id: JobId,
+    number: Annotated[int, typer.Argument(metavar="N", min=-100, max=100, help="-100 to 100; higher runs first.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a job run before or after others."""
+    with Client() as client:
+        _say_standing(client.change(job_id, priority=number), as_json)
+
+
+@app.command()
+def label(
+    job_id: JobId,
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY- takes a label away.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a job labels, or take some away. `dsd show` lists them."""
+    with Client() as client:
+        _say_standing(client.change(job_id, labels=dict(map(_label, labels))), as_json)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+worker_app = typer.Typer(help="The workers of the service.", no_args_is_help=True)
+app.add_typer(worker_app, name="worker")
+WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="As `dsd worker list` shows it.")]
+
+
+@worker_app.command("list")
+def list_workers(as_json: AsJson = False) -> None:
+    """List workers: what they have, what they run, whether they take jobs."""
+    with Client() as client:
+        found = client.workers()
     if as_json:
-        _print_json(job)
+        _print_json(found)
+    elif found:
+        _console().print(workers_table(found))
     else:
-        _console().print(f"{job['name']} is [bold]{job['status']}[/].")
+        _console().print("There are no workers. `dsd up` starts one; docs/operations.md says how to start others.")
+
+
+@worker_app.command()
+def drain(
+    name: WorkerName,
+    release: Annotated[bool, typer.Option("--release", help="Give its job back now, with a checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a worker take no further job; it ends the one it has."""
+    with Client() as client:
+        _say_worker(client.drain(name, release=release), as_json)
+
+
+@worker_app.command()
+def undrain(name: WorkerName, as_json: AsJson = False) -> None:
+    """Let a worker take jobs again."""
+    with Client() as client:
+        _say_worker(client.undrain(name), as_json)
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
@@ -342,7 +446,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> Json:
     console = _console(as_json)
     job = client.job(job_id)
     try:
-        with JobView(console, f"{job['name']}  {job_id}") as view:
+        with JobView(console, f"{job['name']}  {job_id}") as view, told(view, lambda: client.job(job_id)):
             view.follow(client.events(job_id))
     except KeyboardInterrupt:
         print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   Stop it: dsd cancel {job_id}", file=sys.stderr)
@@ -358,6 +462,37 @@ def _watch(client: Client, job_id: str, as_json: bool) -> Json:
 def _exit_by_status(*jobs: Json) -> None:
     if any(job["status"] != "succeeded" for job in jobs):
         raise typer.Exit(1)
+
+
+def _say_queued(job: Json, as_json: bool) -> None:
+    if as_json:
+        _print_json(job)
+    else:
+        _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]\nWatch it: dsd watch {job['id']}")
+
+
+def _say_standing(job: Json, as_json: bool) -> None:
+    if as_json:
+        _print_json(job)
+    else:
+        _console().print(standing(job))
+
+
+def _say_worker(worker: Json, as_json: bool) -> None:
+    if as_json:
+        _print_json(worker)
+    else:
+        _console().print(workers_table([worker]))
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    """`key=value` sets a label, `key-` takes it away."""
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key, value
+    if text.endswith("-") and text != "-":
+        return text[:-1], None
+    raise SpecError(f"{text!r} is no label.", hint="Write KEY=VALUE to set one, KEY- to take it away.")
 
 
 def _console(quiet: bool = False) -> Console:

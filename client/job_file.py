@@ -1,7 +1,8 @@
-"""Job files as the command line reads them: YAML or JSON, `--set` overrides, and paths made absolute."""
+"""Job files and `--set` as the command line reads them: YAML or JSON, with paths made absolute."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,22 @@ def apply(job: Json, override: str) -> None:
         place[_index(place, names[-1], key)] = value
     else:
         place[names[-1]] = value
+
+
+def patch(job: Json, overrides: Iterable[str]) -> Json:
+    """The RFC 7396 merge patch that makes the overrides to a job; null asks for a field's default. Raises SpecError."""
+    changed = copy.deepcopy(job)
+    for override in overrides:
+        apply(changed, override)
+    return _difference(job, absolute(changed, Path.cwd()))
+
+
+def _difference(old: Json, new: Json) -> Json:
+    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    return {
+        key: _difference(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
+        for key, value in changed.items()
+    }
 
 
 def absolute(job: Json, base: Path) -> Json:

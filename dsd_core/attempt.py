@@ -53,9 +53,9 @@ def run_attempt(
     student_weights: Path | None = None,
     fence: int = 0,
 ) -> None:
-    """Do what a job file says in the run folder `out`: train from where its checkpoints end, evaluate or export.
+    """Do the job of a file in the run folder `out`; training goes on from where its checkpoints end.
 
-    The weights stand in for the sources that the job names. Raises DsdError, after the event that tells of it.
+    Raises DsdError, after the event that tells of it.
     """
     heard = Heard()
     spec = load_spec(job)
@@ -65,18 +65,17 @@ def run_attempt(
     _failure_file(out, rank).unlink(missing_ok=True)
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
+        from dsd_core.train import fit
+        from dsd_core.trained import evaluate_student, export_again
 
         dist.join()
         if spec.trains:
-            from dsd_core.train import fit
-
             result = fit(
                 spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
             )
         else:
-            from dsd_core.trained import JOBS
-
-            result = JOBS[spec.kind](spec, out, tell, weights=student_weights, stop=heard.stop)
+            do = evaluate_student if spec.kind == "evaluate" else export_again
+            result = do(spec, out, tell, weights=student_weights, stop=heard.stop)
         if result is not None:
             fault_point("finished.before")
             tell(Finished(result=result))
@@ -88,7 +87,8 @@ def run_attempt(
         if rank > 0:
             _failure_file(out, rank).write_text(json.dumps(told.as_dict()))
         if not isinstance(told, Interrupted):
-            tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
+            with suppress(OSError):  # of a full disk the exit code tells
+                tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
         if not isinstance(error, DsdError):
             traceback.print_exc()
         if told is error:

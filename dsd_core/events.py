@@ -7,6 +7,7 @@ from 1.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dsd_core.disk import FULL
 
 Phase = Literal["baseline", "student"]
 Subject = Literal["teacher", "baseline", "student"]
@@ -240,7 +243,8 @@ class EventFile:
     """Appends events to `events.jsonl`; each line is written with one system call and survives the death of the
     process.
 
-    A half-written last line (the process was killed inside the call) is cut off on opening.
+    A half-written last line (the process was killed inside the call) is cut off on opening. While the disk is full,
+    lines wait in memory for the next one; only a last word does not, and raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -249,9 +253,23 @@ class EventFile:
         text = path.read_bytes()
         if text and not text.endswith(b"\n"):
             os.ftruncate(self._fd, text.rfind(b"\n") + 1)
+        self._waiting = b""
 
     def __call__(self, event: Event) -> None:
-        os.write(self._fd, event.model_dump_json().encode() + b"\n")
+        self._waiting += event.model_dump_json().encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if error.errno not in FULL or isinstance(event, Finished | Failed):
+                raise
+
+    def _write(self) -> None:
+        """Append what waits, all or nothing: on a disk that fills up, a call may take a part of it."""
+        end = os.fstat(self._fd).st_size
+        if os.write(self._fd, self._waiting) < len(self._waiting):
+            os.ftruncate(self._fd, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._waiting = b""
 
     def close(self) -> None:
         os.close(self._fd)

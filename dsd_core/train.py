@@ -27,6 +27,7 @@ from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import cached, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
+from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
 from dsd_core.environment import Environment, changes, environment
 from dsd_core.errors import Interrupted, NothingToKeepError, SpecError, StorageError, WeakTeacherError
@@ -439,7 +440,10 @@ def judge(run: Run, leg: Leg, learner: Learner, step: int) -> None:
     if leg.exported or run.spec.train.keep == "best":
         learner.keep_if_best(run.scores[leg.name].miou)
     if leg.phase == "student" and dist.is_first():
-        draw_pictures(run, leg, learner.shown, step)
+        try:
+            draw_pictures(run, leg, learner.shown, step)
+        except OSError as error:
+            run.emit(_warning(f"No picture of step {step}: {storage_error(error, run.out / 'pictures').message}"))
 
 
 @contextmanager

@@ -91,9 +91,6 @@ def export_again(
     return _finish(trained, spec, out, score, exported)
 
 
-JOBS = {"evaluate": evaluate_student, "export": export_again}
-
-
 def _scored(
     spec: JobSpec, out: Path, emit: Callable[[Event], None], weights: Path | None, stop: Callable[[], bool]
 ) -> tuple[Trained, Score]:

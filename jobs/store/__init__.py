@@ -5,7 +5,8 @@
     reading      people: get, list_page, events_after
     estimates    people: when a job will start and end
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
-    workers      workers: register_worker, worker_beat; people: list_workers, set_drain
+    waiting      people: waiting_for, needs_of
+    workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     moves        under them: the one place where a status moves
@@ -27,8 +28,9 @@ from jobs.store.claims import (
     restart_events,
 )
 from jobs.store.estimates import Estimate, estimate
+from jobs.store.moves import NeedFailedError
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
-from jobs.store.queueing import positions, restand
+from jobs.store.queueing import has_work, positions, restand
 from jobs.store.reading import events_after, get, list_page
 from jobs.store.requests import (
     JobNotFound,
@@ -52,6 +54,7 @@ from jobs.store.tracking import (
     set_tracking,
     tracking_due,
 )
+from jobs.store.waiting import Waiting, needs_of, waiting_for
 from jobs.store.workers import (
     WorkerNotFound,
     forget_workers,
@@ -68,9 +71,11 @@ __all__ = [
     "Heard",
     "IdempotencyConflict",
     "JobNotFound",
+    "NeedFailedError",
     "NeedNotFound",
     "NotCancellable",
     "NotPossible",
+    "Waiting",
     "WorkerNotFound",
     "add_model_version",
     "append_events",
@@ -85,6 +90,7 @@ __all__ = [
     "forget_workers",
     "get",
     "get_model_version",
+    "has_work",
     "list_models",
     "list_page",
     "list_workers",
@@ -92,6 +98,7 @@ __all__ = [
     "mark_failed",
     "mark_sent",
     "model_aliases",
+    "needs_of",
     "positions",
     "redispatch",
     "register_worker",
@@ -111,5 +118,6 @@ __all__ = [
     "set_tracking",
     "submit",
     "tracking_due",
+    "waiting_for",
     "worker_beat",
 ]

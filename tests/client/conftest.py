@@ -32,7 +32,7 @@ class Wire:
                 waiting = wire.answers[path]
                 (waiting.pop(0) if len(waiting) > 1 else waiting[0])(self)
 
-            do_GET = do_POST = _answer
+            do_GET = do_POST = do_PATCH = _answer
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from client.errors import ServiceAway
 from client.report import result_table
 from client.text import amount, duration, number, size
 from client.view import JobView
+from client.waiting import told
 from tests.client import scenes
 
 
@@ -157,3 +161,44 @@ def test_a_further_seed_is_named_where_its_training_and_scores_are_shown(termina
 )  # fmt: skip
 def test_numbers_are_short(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"request": "pause"}, "asked    to pause"),
+        ({"request": "resume"}, "asked    to go on"),
+        ({"request": "stop"}, "asked    to stop and keep the best"),
+        ({"request": "priority", "priority": 5}, "asked    for priority 5"),
+        ({"request": "labels", "labels": {"team": "maps"}}, "asked    for the labels team=maps"),
+        ({"request": "something new"}, "asked    to something new"),
+    ],
+)
+def test_what_people_ask_of_a_job_is_told(data: dict[str, Any], said: str) -> None:
+    for terminal in (False, True):
+        assert said in seen([{"type": "request", "seq": 2, "at": scenes.AT, "data": data}], terminal=terminal)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_watcher_hears_what_a_queued_job_waits_for_until_it_runs(terminal: bool) -> None:
+    """Each look finds the job elsewhere; the events come when the looks have been taken."""
+    answers = [{"waiting_for": what, "queue_position": 2} for what in ("paused", "worker", "worker", "slot")]
+    looked, out = Event(), io.StringIO()
+
+    def look() -> dict[str, Any]:
+        if len(answers) == 1:
+            looked.set()
+            raise ServiceAway("http://here")
+        return answers.pop(0)
+
+    def events() -> Iterator[dict[str, Any]]:
+        assert looked.wait(30)
+        yield {"type": "status", "seq": 1, "at": scenes.AT, "data": {"to": "running", "worker": "one", "attempt": 1}}
+
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
+    with JobView(console, "espnet  job_1") as view, told(view, look, every_s=0.001):
+        view.follow(events())
+    text = out.getvalue()
+    assert text.index("paused") < text.index("no worker that is there") < text.index("running")
+    assert terminal or text.count("no worker that is there") == 1
+    assert "place 2" not in text

@@ -207,3 +207,21 @@ def test_convert_turns_a_checkpoint_into_safetensors_and_says_what_it_wrote(tmp_
     (tmp_path / "w.pt").write_bytes(b"\x80\x04.")
     again = run("convert", tmp_path / "w.pt", tmp_path / "again.safetensors")
     assert again.returncode == 66 and "w.pt cannot be converted" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.fault("F6")
+def test_a_run_tells_its_stacks_on_sigusr1_and_ends_with_its_best_student_on_sigusr2(tmp_path):
+    root = tiny_camvid(tmp_path / "CamVid")
+    spec = small_spec(None, dataset={"name": "camvid", "root": str(root)}, train__batch=2, train__epochs=100_000)
+    out = tmp_path / "out"
+    program = dsd_core("run", write(spec, tmp_path), "--out", out, "--fence", "7")
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    wait_for(out, process, "evaluated")
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR2)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0 and (out / "exit_code").read_text() == "0\n"
+    assert "most recent call first" in told and "train_leg" in told
+    finished = events_of(out)[-1]
+    assert finished.type == "finished" and finished.result.stopped_early and finished.result.stopped_step < 300_000
+    assert (out / "student" / "model.onnx").exists()

@@ -127,6 +127,24 @@ def test_a_running_job_is_seen_live(service: Service, tracker: Tracker, in_backg
     assert "notes.txt" in artifacts(tracker, run.info.run_id)
 
 
+def test_what_people_ask_of_a_job_is_noted_and_its_labels_follow(
+    service: Service, tracker: Tracker, tmp_path: Path, in_background: Callable[..., object]
+) -> None:
+    job = service.submit("hang", name="asked", labels={"script": "hang", "team": "maps"})
+    in_background(job)
+    until(lambda: service.has_noted(job, "hanging"))
+    tracker.round(NEVER)
+    with db.begin(service.engine) as s:
+        store.set_labels(s, job, {"team": None, "run": "2"})
+        store.set_priority(s, job, 5)
+    tracker.round(NEVER)
+    run = tracker.client.get_run(service.row(job).mlflow_run_id)
+    labels = {tag: value for tag, value in run.data.tags.items() if tag.startswith("label.")}
+    assert labels == {"label.script": "hang", "label.run": "2"}
+    notes = Path(tracker.client.download_artifacts(run.info.run_id, "notes.txt", str(tmp_path))).read_text()
+    assert "info: hanging" in notes and "asked: priority 5\n" in notes and "asked: labels {" in notes
+
+
 @pytest.mark.parametrize(("script", "status"), [("diverge", "FAILED"), ("hang", "KILLED")])
 def test_a_job_that_does_not_succeed_closes_its_run_and_registers_nothing(
     service: Service, tracker: Tracker, in_background: Callable[..., object], script: str, status: str
