@@ -14,29 +14,41 @@ from sqlalchemy.orm import Session
 
 from dsd_core.errors import StorageError, WeightsError
 from dsd_core.events import Note, parse, read_lines
-from dsd_core.spec import JobSpec, parse_model, parse_spec
+from dsd_core.spec import JobSpec, parse_model
 from jobs import store
-from jobs.settings import Settings
+from jobs.tables import ModelRow
 
 log = logging.getLogger(__name__)
 
 Numbered = tuple[dict[str, Any], int]  # an event, and the offset after its line
 
 
-def prepare(session: Session, settings: Settings, claim: store.Claim) -> list[str]:
+def prepare(folder: Path, spec: dict[str, Any], teacher: Path | None) -> list[str]:
     """Write spec.json and return the arguments of the training process.
 
-    Raises SpecError for a spec of another version, WeightsError for a teacher that is gone, StorageError for the disk.
+    Raises WeightsError for a teacher that is gone, StorageError for the disk.
     """
-    spec = parse_spec(claim.spec)
-    folder = settings.run_dir(claim.job_id)
-    teacher = _registered_teacher(session, settings, spec)
+    if teacher is not None and not teacher.exists():
+        message = f"The files of the registered model are gone: there is no {teacher}."
+        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "spec.json", json.dumps(claim.spec, indent=2) + "\n")
+        _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"The run folder {folder} cannot be written: {error.strerror}.") from error
     return [str(folder / "spec.json"), "--out", str(folder), *(["--teacher", str(teacher)] if teacher else [])]
+
+
+def registered_teacher(session: Session, spec: JobSpec) -> ModelRow | None:
+    """The registered model the spec names; None when it names a file or nothing. Raises WeightsError."""
+    if spec.teacher is None or spec.teacher.model is None:
+        return None
+    name, alias_or_version = parse_model(spec.teacher.model)
+    model = store.get_model_version(session, name, alias_or_version)
+    if model is None:
+        message = f"There is no registered model {spec.teacher.model!r}."
+        raise WeightsError(message, field="/teacher/model", hint="`dsd models` lists those that exist.")
+    return model
 
 
 def log_tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> str:
@@ -62,6 +74,11 @@ class Tail:
         self.last: dict[str, Any] | None = None
         self._fresh_from = 0
 
+    @property
+    def end(self) -> int:
+        """The offset after the last complete line of the whole file."""
+        return max((after for _, after in read_lines(self.path)), default=0)
+
     def skip_to_fresh(self) -> None:
         """Lines from here on are this attempt's."""
         self._fresh_from = max((after for _, after in read_lines(self.path, self.offset)), default=self.offset)
@@ -76,22 +93,6 @@ class Tail:
 
     def copied(self, batch: list[Numbered]) -> None:
         self.offset = batch[-1][1]
-
-
-def _registered_teacher(session: Session, settings: Settings, spec: JobSpec) -> Path | None:
-    """The weights of the registered model the spec names; None when it names a file or nothing."""
-    if spec.teacher is None or spec.teacher.model is None:
-        return None
-    name, alias_or_version = parse_model(spec.teacher.model)
-    model = store.get_model_version(session, name, alias_or_version)
-    if model is None:
-        message = f"There is no registered model {spec.teacher.model!r}."
-        raise WeightsError(message, field="/teacher/model", hint="`dsd models` lists those that exist.")
-    path = settings.run_dir(model.job_id) / "student" / "model.safetensors"
-    if not path.exists():
-        message = f"The files of model {spec.teacher.model!r} are gone: there is no {path}."
-        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
-    return path
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
     submission   people: submit, replayed
     reading      people: get, list_page, queue_position, events_after, request_cancel
-    claims       workers: claim, beat, append_events, finish, release; controller: expire_leases
+    claims       workers: claim, beat, append_events, restart_events, finish, release; controller: expire_leases
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     moves        under them: the one place where a status moves
@@ -10,7 +10,7 @@
 Import from here: `from jobs import store`.
 """
 
-from jobs.store.claims import Claim, append_events, beat, claim, expire_leases, finish, release
+from jobs.store.claims import Claim, append_events, beat, claim, expire_leases, finish, release, restart_events
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
 from jobs.store.reading import JobNotFound, NotCancellable, events_after, get, list_page, queue_position, request_cancel
 from jobs.store.submission import IdempotencyConflict, replayed, submit
@@ -49,6 +49,7 @@ __all__ = [
     "release",
     "replayed",
     "request_cancel",
+    "restart_events",
     "set_aliases",
     "set_tracking",
     "submit",

@@ -95,6 +95,14 @@ def append_events(s: Session, claim: Claim, events: Sequence[tuple[Json, int]]) 
     return True
 
 
+def restart_events(s: Session, claim: Claim, offset: int) -> bool:
+    """Take events from `offset` on as new: the file has lost what stood there. False: the claim is lost."""
+    row = lock(s, *_holds(claim))
+    if row is not None:
+        row.events_offset = min(offset, row.events_offset)
+    return row is not None
+
+
 def finish(
     s: Session,
     claim: Claim,
