@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.registry import find_version
 from dsd_core.check import Checked, check
-from dsd_core.errors import DataError, SpecError
+from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.spec import TEACHER_SOURCES, JobSpec, parse_model
 from jobs import db, store
 from jobs.settings import Settings
@@ -50,6 +50,9 @@ def _pinned(spec: JobSpec, engine: Engine) -> tuple[JobSpec, JobRow | None]:
         raise SpecError(error.message, field=field, hint=error.hint) from error
     with db.reading(engine) as s:
         found = find_version(s, name, version, field=field)
+        if found.files_gone_at is not None:
+            message = f"The files of model {found.name}/{found.version} were deleted to free storage."
+            raise WeightsError(message, field=field, hint="Choose another version, or run its job again.")
         teacher = spec.teacher.model_copy(update={"model": f"{found.name}/{found.version}"})
         return spec.model_copy(update={"teacher": teacher}), store.get(s, found.job_id)
 

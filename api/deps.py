@@ -1,4 +1,4 @@
-"""What endpoints ask for: the settings, the database, and that the caller has the key."""
+"""What endpoints ask for: the settings, the database, the storage, and that the caller has the key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from api.body import read_spec
 from api.errors import Unauthorized
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
+from jobs.storage import Storage
 
 _bearer = HTTPBearer(auto_error=False, description="The service's DSD_API_KEY, where it has one.")
 
@@ -40,6 +41,12 @@ async def _engine(request: Request) -> Engine:
     return found
 
 
+async def _storage(request: Request) -> Storage:
+    found: Storage = request.app.state.storage
+    return found
+
+
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
+StorageOf = Annotated[Storage, Depends(_storage)]
 Spec = Annotated[JobSpec, Depends(read_spec)]

@@ -40,6 +40,8 @@ def job_view(row: JobRow, queue_position: int | None, settings: Settings) -> Job
         finished_at=row.finished_at,
         cancel_requested_at=row.cancel_requested_at,
         heartbeat_at=row.heartbeat_at,
+        checkpoints_gone_at=row.checkpoints_gone_at,
+        files_gone_at=row.files_gone_at,
         updated_at=row.updated_at,
     )
 

@@ -12,10 +12,11 @@ from api import errors
 from api.deps import require_key
 from api.gate import KnownHosts, NoSniff
 from api.openapi import PROBLEM, document_errors
-from api.routes import catalog, docs, events, health, jobs, models, runs
+from api.routes import catalog, docs, events, health, jobs, models, runs, storage
 from jobs import db
 from jobs.settings import Settings
 from jobs.settings import settings as settings_of_process
+from jobs.storage import storage_of
 
 DESCRIPTION = "Distil heavy segmentation networks into compact students: submit a job, watch it, download the student."
 
@@ -35,11 +36,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.engine = db.make_engine(settings.db_url)
+    app.state.storage = storage_of(settings)
     errors.install(app)
     app.add_middleware(KnownHosts, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(NoSniff)
     v1 = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key)], responses=PROBLEM)
-    for part in (jobs, events, runs, catalog, models):
+    for part in (jobs, events, runs, catalog, models, storage):
         v1.include_router(part.router)
     for router in (v1, health.router, docs.router):
         app.include_router(router)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
 
 from jobs.status import Reason, Status
+from jobs.store import Part
 
 Json = dict[str, Any]
 
@@ -113,6 +114,10 @@ class Job(Answer):
     finished_at: Time | None
     cancel_requested_at: Time | None
     heartbeat_at: Time | None
+    checkpoints_gone_at: Time | None
+    """When its checkpoints were deleted to free storage."""
+    files_gone_at: Time | None
+    """When its log, events and pictures were deleted to free storage."""
     updated_at: Time
 
 
@@ -133,7 +138,7 @@ class JobEvent(Answer):
     at: Time
     type: str
     """`status`, or the type of a training event: started, progress, evaluated, checkpoint, picture, note, finished,
-    failed."""
+    failed; or `pruned`: files were deleted to free storage."""
     data: Json
 
 
@@ -204,6 +209,8 @@ class ModelVersion(Answer):
     tags: dict[str, Any]
     files: list[ModelFile]
     created_at: Time
+    files_gone_at: Time | None
+    """When its files were deleted to free storage."""
 
 
 class Model(Answer):
@@ -219,6 +226,48 @@ class Models(Answer):
     """All registered models, by name."""
 
     data: list[Model]
+
+
+class StorageUse(Answer):
+    """What the storage holds, and what retention lets go."""
+
+    place: str
+    """A folder, or `s3://bucket/prefix`."""
+    runs: int
+    """Run folders."""
+    bytes: int
+    """Of all of them."""
+    checkpoint_bytes: int
+    student_bytes: int
+    """Of registered versions."""
+    other_bytes: int
+    """Logs, events, pictures, and students that were not registered."""
+    keep_checkpoint_days: float
+    keep_days: float | None
+    keep_bytes: int | None
+
+
+class Removal(Answer):
+    """Files of a job that go, or have gone."""
+
+    job_id: str
+    name: str | None
+    """Of the job; null for a folder of no known job."""
+    part: Part
+    """checkpoints; run: log, events and pictures; student: a registered version; left-over: half-written files; orphan:
+    a folder of no known job."""
+    bytes: int
+    why: str
+
+
+class Pruned(Answer):
+    """What retention lets go. A registered student goes when MLflow has let its version go."""
+
+    dry_run: bool
+    """Whether nothing was deleted."""
+    bytes: int
+    """Of all removals."""
+    data: list[Removal]
 
 
 class Network(Answer):

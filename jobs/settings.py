@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     """A queued job nobody claimed is announced again after this time."""
     max_attempts: int = 3
     """A job is tried this often before it fails; orderly shutdowns of a worker do not count."""
+    keep_checkpoint_days: float = Field(default=7.0, ge=0)
+    """Checkpoints of jobs that ended longer ago are deleted."""
+    keep_days: float | None = Field(default=None, ge=0)
+    """Everything but a registered student of jobs that ended longer ago is deleted. None: kept."""
+    keep_bytes: ByteSize | None = None
+    """While the storage holds more, the jobs that ended first lose checkpoints, then logs and pictures, then students
+    without an alias; `500GB` can be written. None: no limit."""
     max_body_bytes: int = 256 * 1024
     """Largest request body the API reads."""
     workers: int = 1

@@ -148,11 +148,12 @@ class S3Server:
     """SeaweedFS in one process, with a bucket named `bucket`."""
 
     KEY, SECRET = "key-of-tests", "secret-of-tests"
-    PORTS = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3", "admin") for kind in ("", ".grpc")]
+    PARTS = ("master", "volume", "filer", "s3", "admin")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ports = dict(zip(self.PORTS, free_ports(len(self.PORTS)), strict=True))
+        names = [f"{part}.port{kind}" for part in self.PARTS for kind in ("", ".grpc")]
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.port = self.ports["s3.port"]
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -48,6 +48,9 @@ def registered_teacher(session: Session, spec: JobSpec) -> ModelRow | None:
     if model is None:
         message = f"There is no registered model {spec.teacher.model!r}."
         raise WeightsError(message, field="/teacher/model", hint="`dsd models` lists those that exist.")
+    if model.files_gone_at is not None:
+        message = f"The files of model {spec.teacher.model!r} were deleted to free storage."
+        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
     return model
 
 

@@ -5,6 +5,7 @@
     claims       workers: claim, beat, append_events, restart_events, finish, release; controller: expire_leases
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
+    retention    controller and people: what may be deleted, and that it was
     moves        under them: the one place where a status moves
 
 Import from here: `from jobs import store`.
@@ -13,6 +14,17 @@ Import from here: `from jobs import store`.
 from jobs.store.claims import Claim, append_events, beat, claim, expire_leases, finish, release, restart_events
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
 from jobs.store.reading import JobNotFound, NotCancellable, events_after, get, list_page, queue_position, request_cancel
+from jobs.store.retention import (
+    Kept,
+    Part,
+    in_use,
+    installation,
+    is_job_id,
+    kept_jobs,
+    mark_gone,
+    model_of,
+    unmark_student,
+)
 from jobs.store.submission import IdempotencyConflict, replayed, submit
 from jobs.store.tracking import (
     add_model_version,
@@ -28,7 +40,9 @@ __all__ = [
     "Claim",
     "IdempotencyConflict",
     "JobNotFound",
+    "Kept",
     "NotCancellable",
+    "Part",
     "add_model_version",
     "append_events",
     "beat",
@@ -39,11 +53,17 @@ __all__ = [
     "finish",
     "get",
     "get_model_version",
+    "in_use",
+    "installation",
+    "is_job_id",
+    "kept_jobs",
     "list_models",
     "list_page",
     "mark_failed",
+    "mark_gone",
     "mark_sent",
     "model_aliases",
+    "model_of",
     "queue_position",
     "redispatch",
     "release",
@@ -54,4 +74,5 @@ __all__ = [
     "set_tracking",
     "submit",
     "tracking_due",
+    "unmark_student",
 ]

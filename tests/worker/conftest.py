@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event, Thread
 
@@ -31,13 +31,15 @@ def in_background(service: Service) -> Iterator[Callable[..., RunningWorker]]:
     """Run an attempt in a thread. Threads end before the test does."""
     workers: list[RunningWorker] = []
 
-    def start(job_id: str, attempt: int = 1, settings: Settings | None = None) -> RunningWorker:
+    def start(
+        job_id: str, attempt: int = 1, settings: Settings | None = None, command: Sequence[str] = SCRIPTED
+    ) -> RunningWorker:
         stopping, ended = Event(), []
 
         def work() -> None:
             chosen = settings or service.settings
             ended.append(
-                run.run_job(chosen, job_id, attempt, worker="thread", command=SCRIPTED, stopping=stopping.is_set)
+                run.run_job(chosen, job_id, attempt, worker="thread", command=command, stopping=stopping.is_set)
             )
 
         worker = RunningWorker(stopping, Thread(target=work), ended)
