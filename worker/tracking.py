@@ -202,7 +202,7 @@ class Tracker:
             if path is not None and path.is_file():
                 self.client.log_artifact(run_id, str(path), to)
 
-    # --- what retention has taken --------------------------------------------------------------------------------------
+    # --- what retention has taken -------------------------------------------------------------------------------------
 
     def _keep_or_forget(self, row: JobRow, run_id: str) -> dict[str, int]:
         """Register the student of a job that succeeded, or delete what retention has marked of it."""
@@ -212,7 +212,7 @@ class Tracker:
             model = store.model_of(s, row.id)
         if model is not None and model.files_gone_at is not None:
             self._forget_version(row, model)
-        elif row.status == Status.SUCCEEDED and (model is None or row.files_gone_at is None):
+        elif row.status == Status.SUCCEEDED and row.files_gone_at is None:
             return {"model_version": self._register(row, run_id)}
         return {}
 
