@@ -14,7 +14,8 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from api.errors import BodyRefused, BodyTooLarge, WrongFields, WrongMediaType
-from dsd_core.spec import JobSpec, field_problems
+from dsd_core.field_problems import field_problems
+from dsd_core.spec import JobSpec
 
 DEPTH = 20
 VALUES = 10_000

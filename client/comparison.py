@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from dsd_core.distill.presets import PRESETS, Loss, preset_losses
 from dsd_core.errors import DataError, SpecError
 from dsd_core.events import Cost, Phase, Result, SeedResult, StepCost
 from dsd_core.legs import losses_of
-from dsd_core.spec import PRESETS, JobSpec, Loss, load_spec, preset_losses
+from dsd_core.spec import JobSpec, load_spec
 from dsd_core.spread import mean_and_spread
 
 Setup = tuple[tuple[str, str], ...]

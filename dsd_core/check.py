@@ -60,7 +60,8 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     """
     for pointer, path in _paths(spec).items():
         _check_path(path, pointer, data_roots, service)
-    check_network(spec.student.network, field="/student/network")
+    network, _ = spec.student.architecture
+    check_network(network, field="/student/network")
     data = spec.dataset
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
@@ -166,7 +167,8 @@ def _check_start(student: Student, classes: tuple[str, ...]) -> None:
     if student.weights is not None and student.weights_share < 1:
         shapes_in(Path(student.weights), field="/student/weights")
     elif student.weights is not None:
-        fitting_outputs(Path(student.weights), student.network, classes, field="/student/weights")
+        network, _ = student.architecture
+        fitting_outputs(Path(student.weights), network, classes, field="/student/weights")
 
 
 def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:

@@ -34,7 +34,7 @@ from dsd_core.models.cost import count_flops, deployed_params, latency_ms
 from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.segmenter import Segmenter
-from dsd_core.spec import NetworkSpec, Preprocess
+from dsd_core.network_spec import NetworkSpec, Preprocess
 from dsd_core.spread import over_seeds
 
 PARITY = 1e-3  # of class probabilities; the differences seen are some 1e-6

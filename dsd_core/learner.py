@@ -15,6 +15,7 @@ from dsd_core.checkpoint import flatten_optimizer, prefixed, restore_optimizer, 
 from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import Layers
 from dsd_core.distill.losses.double_similarity import PixelSimilarity
+from dsd_core.distill.presets import Loss
 from dsd_core.distill.task import DistillTask, Names
 from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
@@ -22,7 +23,7 @@ from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.weights import Fit, load_encoder
 from dsd_core.optim import Precision, Weights, backward, build_optimizer
-from dsd_core.spec import JobSpec, Loss
+from dsd_core.spec import JobSpec
 
 CRITIC_RATE = 4e-4  # as the released code of structured knowledge distillation
 
@@ -174,14 +175,15 @@ def build_learner(
 def build_student(spec: JobSpec, classes: int) -> tuple[Segmenter, Fit | None]:
     """The student's network with the weights it starts from, and how their file fitted. Raises WeightsError."""
     student, fit = spec.student, None
-    module = build(student.network, classes)
+    network, preprocess = student.architecture
+    module = build(network, classes)
     if student.weights is not None:
         fit = load_weights(module, Path(student.weights), field="/student/weights", min_share=student.weights_share)
     if student.encoder_file is not None:
         fit = load_encoder(
             module, Path(student.encoder_file), field="/student/encoder_file", min_share=student.weights_share
         )
-    return Segmenter(module, student.preprocess, classes, stride(student.network)), fit
+    return Segmenter(module, preprocess, classes, stride(network)), fit
 
 
 def choose_layers(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+from dsd_core.distill.presets import Loss
 from dsd_core.events import Phase, leg_name
-from dsd_core.spec import JobSpec, Loss
+from dsd_core.spec import JobSpec
 
 
 @dataclass(frozen=True)

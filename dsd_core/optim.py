@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from dsd_core.distill.presets import Loss
 from dsd_core.distill.task import DistillTask
 from dsd_core.errors import DivergedError
-from dsd_core.spec import Loss, Training
+from dsd_core.spec import Training
 
 
 def build_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -8,139 +8,41 @@ unpickled. Sizes are (height, width) in pixels. This module imports neither torc
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from dsd_core.distill.loss import LossSpec
-from dsd_core.distill.losses import LOSSES
-from dsd_core.errors import SpecError, unknown
-from dsd_core.parts import Fraction, Part, Seed, Size, Slug, Text, alternatives
+from dsd_core.distill.presets import DEFAULT_PRESET, PRESETS, Loss, Losses
+from dsd_core.errors import SpecError
+from dsd_core.field_problems import field_problems
+from dsd_core.network_spec import Network, NetworkSpec, Preprocess
+from dsd_core.parts import Fraction, JobId, LabelText, Part, Seed, Size, Slug, Text, WebAddress
 from dsd_core.yaml_text import parse_yaml
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-OWN_NETWORKS = {
-    "espnet": "ESPNet (Mehta et al., ECCV 2018), alpha2 = p, alpha3 = q",
-    "espnet_c": "ESPNet-C, the encoder of ESPNet alone",
-    "enet": "ENet (Paszke et al., 2016)",
-    "pspnet_r101": "PSPNet on ResNet-101 as SKD and IFVD have it, with an auxiliary head",
-    "pspnet_r18": "PSPNet on ResNet-18 as SKD and IFVD have it, with an auxiliary head",
-    "pspnet_r18_half": "pspnet_r18 with half the channels",
-}
-# torchvision's builders of segmentation networks, under their own names.
-TORCHVISION_NETWORKS = {
-    "fcn_resnet50": "FCN on ResNet-50, of torchvision",
-    "fcn_resnet101": "FCN on ResNet-101, of torchvision",
-    "deeplabv3_resnet50": "DeepLabV3 on ResNet-50, of torchvision",
-    "deeplabv3_resnet101": "DeepLabV3 on ResNet-101, of torchvision",
-    "deeplabv3_mobilenet_v3_large": "DeepLabV3 on MobileNetV3-Large, of torchvision",
-    "lraspp_mobilenet_v3_large": "Lite R-ASPP on MobileNetV3-Large, of torchvision",
-}
-# segmentation-models-pytorch's class for each name; any of its encoders goes with each, timm's as `tu-NAME`.
-DECODERS = {
-    "unet": "Unet",
-    "unetplusplus": "UnetPlusPlus",
-    "manet": "MAnet",
-    "linknet": "Linknet",
-    "fpn": "FPN",
-    "pspnet": "PSPNet",
-    "deeplabv3": "DeepLabV3",
-    "deeplabv3plus": "DeepLabV3Plus",
-    "pan": "PAN",
-    "upernet": "UPerNet",
-    "segformer": "Segformer",
-}
-Option = Annotated[
-    bool | int | float | str | list[int] | None,
-    alternatives("give a number, text, true, false, null or a list of whole numbers."),
-]
-
-
-class Preprocess(Part):
-    """What a network wants done to 8-bit RGB pixels: reorder, then `(x - mean) / std` on the 0..255 scale, per
-    channel."""
-
-    order: Literal["RGB", "BGR"] = "RGB"
-    """Order of the channels the network was trained with; mean and std are given in this order."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Subtracted from each channel, on the 0..255 scale. The default is ImageNet's."""
-    std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        58.395,
-        57.12,
-        57.375,
-    )
-    """Divides each channel, on the 0..255 scale. The default is ImageNet's."""
-
-
-class NetworkSpec(Part):
-    """A network by name: `espnet`, `fcn_resnet50`, or a decoder of segmentation-models-pytorch with an encoder, short
-    `fpn:resnet18`."""
-
-    name: str
-    """One of the networks in `GET /catalog`."""
-    encoder: str | None = None
-    """For decoders: an encoder of segmentation-models-pytorch, or `tu-` and any timm model name."""
-    encoder_weights: str | None = None
-    """Pretrained weights of the encoder by their name in the zoo (`imagenet`, the only one for torchvision's networks);
-    they are downloaded. None starts from random."""
-    options: dict[str, Option] = Field(default={})
-    """Further arguments of the network, such as `decoder_pyramid_channels`, or `p` and `q` of ESPNet."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        known = [*OWN_NETWORKS, *TORCHVISION_NETWORKS, *DECODERS]
-        if self.name not in known:
-            raise ValueError(str(unknown("network", self.name, known)))
-        if self.name in DECODERS and not self.encoder:
-            raise ValueError(f"network {self.name!r} needs an encoder, for example {self.name}:resnet18.")
-        if self.name not in DECODERS and self.encoder:
-            raise ValueError(f"network {self.name!r} takes no encoder.")
-        return self
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.encoder}" if self.encoder else self.name
-
-
-def _from_short_form(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    name, _, encoder = value.partition(":")
-    return {"name": name, "encoder": encoder or None}
-
-
-Network = Annotated[NetworkSpec, BeforeValidator(_from_short_form, json_schema_input_type=NetworkSpec | str)]
-_network: TypeAdapter[NetworkSpec] = TypeAdapter(Network)
-
-
-def network_spec(value: Any) -> NetworkSpec:
-    """A network from its fields or its short form. Raises pydantic.ValidationError, a ValueError."""
-    return _network.validate_python(value)
+# --- student and teacher ----------------------------------------------------------------------------------------------
 
 
 class Student(Part):
-    """The network that is trained."""
+    """The network that is trained; of the kinds evaluate and export the one that was, from exactly one of `weights`,
+    `model` and `job`."""
 
-    network: Network
-    """Its architecture."""
-    preprocess: Preprocess = Preprocess()
-    """What it wants done to the pixels; becomes part of the exported student."""
+    network: Network | None = None
+    """Its architecture. One that was trained may leave it to the `.json` beside the weights or the registered model."""
+    preprocess: Preprocess | None = None
+    """What it wants done to the pixels; becomes part of the exported student. Default: ImageNet's for one that is to be
+    trained, else what the `.json` beside the weights or the registered model says."""
     weights: Text | None = None
-    """A safetensors file to start from. None starts from random (or encoder_weights)."""
+    """A safetensors file: of the trained student, or to start training from. None starts from random (or
+    encoder_weights)."""
+    model: Text | None = None
+    """To evaluate or export: a registered model, `name`, `name@alias` or `name/version`; `name` alone means alias
+    latest-good."""
+    job: JobId | None = None
+    """To evaluate or export: the job that trains it, which is waited for."""
     encoder_file: Text | None = None
     """A safetensors file of a backbone, such as one trained on ImageNet, for the encoder alone; prefixes of names are
     found by comparing names and shapes."""
@@ -155,22 +57,31 @@ class Student(Part):
     def _one_start(self) -> Self:
         if self.weights is not None and self.encoder_file is not None:
             raise ValueError("give at most one of `weights` (the whole network) and `encoder_file` (its encoder).")
-        if self.encoder_file is not None and self.network.encoder_weights is not None:
+        if self.encoder_file is not None and self.network is not None and self.network.encoder_weights is not None:
             raise ValueError("`encoder_file` takes the place of `network.encoder_weights`; leave one of them out.")
         return self
 
+    @property
+    def architecture(self) -> tuple[NetworkSpec, Preprocess]:
+        """Network and preprocessing of a student that is trained, whose spec always says them."""
+        assert self.network is not None and self.preprocess is not None
+        return self.network, self.preprocess
 
-TEACHER_SOURCES = ("weights", "model", "onnx", "zoo")
+
+TEACHER_SOURCES = ("weights", "model", "job", "onnx", "zoo")
+STUDENT_SOURCES = ("weights", "model", "job")
 
 
 class Teacher(Part):
-    """The network that teaches, frozen, from exactly one source: `weights`, `model`, `onnx` or `zoo`."""
+    """The network that teaches, frozen, from exactly one source: `weights`, `model`, `job`, `onnx` or `zoo`."""
 
     weights: Text | None = None
     """A safetensors file on the workers' machine. A `.json` beside it of the same name may say network and
     preprocessing."""
     model: Text | None = None
     """A registered model: `name`, `name@alias` or `name/version`. `name` alone means alias latest-good."""
+    job: JobId | None = None
+    """The job whose student teaches; it is waited for."""
     onnx: Text | None = None
     """An ONNX file on the workers' machine, exported by any framework; its logits or class probabilities teach."""
     output: Text | None = None
@@ -192,8 +103,8 @@ class Teacher(Part):
         given = [source for source in TEACHER_SOURCES if getattr(self, source) is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of `weights` (a safetensors file), `model` (a registered model), `onnx` (an ONNX "
-                "file) and `zoo` (a published network)."
+                "give exactly one of `weights` (a safetensors file), `model` (a registered model), `job` (the job that "
+                "trains it), `onnx` (an ONNX file) and `zoo` (a published network)."
             )
         if self.output is not None and self.onnx is None:
             raise ValueError("`output` names a tensor of an ONNX graph; give it with `onnx`.")
@@ -202,85 +113,6 @@ class Teacher(Part):
         if self.zoo is not None and self.preprocess is not None:
             raise ValueError("`zoo` brings its preprocessing; leave `preprocess` out.")
         return self
-
-
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-if TYPE_CHECKING:
-    Loss = LossSpec
-else:
-    Loss = Annotated[Union[tuple(LOSSES.values())], Field(discriminator="loss")]  # noqa: UP007 - the members are found
-SYNONYMS = {"pixel_similarity": "psd", "category_similarity": "csd"}
-
-
-_CE: dict[str, Any] = {"loss": "ce"}
-_AT_HEAD = {"logits_at": "head"}
-# The weights were chosen by `make compare`; docs/methods.md says how.
-PRESETS: dict[str, list[dict[str, Any]]] = {
-    "plain": [_CE],
-    "dsd": [_CE, {"loss": "psd"}, {"loss": "csd", "weight": 10.0, **_AT_HEAD}],
-    "dsd_kd": [
-        _CE,
-        {"loss": "psd", "weight": 3.0},
-        {"loss": "csd", "weight": 30.0, **_AT_HEAD},
-        {"loss": "kd", "weight": 3.0, **_AT_HEAD},
-    ],
-    "dsd_cwd": [
-        _CE,
-        {"loss": "psd", "weight": 0.3},
-        {"loss": "csd", "weight": 3.0, **_AT_HEAD},
-        {"loss": "cwd", **_AT_HEAD},
-    ],
-    "kd": [_CE, {"loss": "kd", **_AT_HEAD}],
-    "at": [_CE, {"loss": "at", "weight": 10.0}],
-    "fitnet": [_CE, {"loss": "fitnet"}],
-    "skd": [_CE, {"loss": "skd_pairwise", "weight": 3.0, "pool": 2}],
-    "ifvd": [_CE, {"loss": "ifvd", "weight": 30.0}],
-    "cwd": [_CE, {"loss": "cwd", **_AT_HEAD}],
-    "cirkd": [_CE, {"loss": "cirkd", "weight": 3.0}],
-    "dist": [_CE, {"loss": "dist", "weight": 0.3, **_AT_HEAD}],
-    # The constants of the public re-implementation (winycg/CIRKD, losses/dsd.py); docs/methods.md has the rest.
-    "cirkd_dsd": [
-        _CE,
-        {"loss": "psd", "weight": 1000.0, "pairs": "all", "reduction": "mean", "layers": "head"},
-        {"loss": "csd", "weight": 10.0, "tau": 4.0, "softmax": "spatial", "normalize": False, "pool": 2, **_AT_HEAD},
-    ],
-}
-
-
-DEFAULT_PRESET = "cwd"
-"""Of a distill job: the preset with the best mean mIoU in the comparison on CamVid."""
-
-
-def _expand_preset(value: Any) -> Any:
-    if not isinstance(value, str):
-        return [_by_its_name(loss) for loss in value] if isinstance(value, list | tuple) else value
-    if value not in PRESETS:
-        raise ValueError(str(unknown("loss preset", value, PRESETS)))
-    return PRESETS[value]
-
-
-def _refuse_weights_without_leader(losses: tuple[Loss, ...], which: str) -> None:
-    numbers = [loss.weight for loss in losses if loss.weight != "auto"]
-    if len(numbers) < len(losses) and not (numbers and numbers[0]):
-        raise ValueError(
-            f"`weight: auto` follows the first term whose weight is a number, and {which} have none, or one of 0; give "
-            "one a number above 0."
-        )
-
-
-def _by_its_name(loss: Any) -> Any:
-    name = loss.get("loss") if isinstance(loss, dict) else None
-    return {**loss, "loss": SYNONYMS[name]} if isinstance(name, str) and name in SYNONYMS else loss
-
-
-Losses = Annotated[tuple[Loss, ...], BeforeValidator(_expand_preset, json_schema_input_type=tuple[Loss, ...] | str)]
-_losses: TypeAdapter[tuple[Loss, ...]] = TypeAdapter(Losses)
-
-
-def preset_losses(name: str) -> tuple[Loss, ...]:
-    """The losses of a preset. Raises pydantic.ValidationError, a ValueError, for a name that is none."""
-    return _losses.validate_python(name)
 
 
 # --- data, training, evaluation ---------------------------------------------------------------------------------------
@@ -419,19 +251,54 @@ class Evaluation(Part):
         return self
 
 
-class JobSpec(Part):
-    """A job: train a student on a dataset, with a teacher (`distill`) or without (`train`)."""
+TRAINING_KINDS = ("distill", "train")
 
-    kind: Literal["distill", "train"] = "distill"
-    """`distill` needs a teacher; `train` has none, and its result can teach."""
+
+def _refuse_weights_without_leader(losses: tuple[Loss, ...], which: str) -> None:
+    numbers = [loss.weight for loss in losses if loss.weight != "auto"]
+    if len(numbers) < len(losses) and not (numbers and numbers[0]):
+        raise ValueError(
+            f"`weight: auto` follows the first term whose weight is a number, and {which} have none, or one of 0; give "
+            "one a number above 0."
+        )
+
+
+class Resources(Part):
+    """What the job wants of the worker that runs it; a job waits until there is such a worker."""
+
+    device: Literal["any", "cpu", "cuda"] = "any"
+    """`any` takes whatever the worker has."""
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """Training processes on one host, one on each device; each gets its share of every batch."""
+    memory_gib: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    """The least memory of the device, or of the host for a job on the CPU, in GiB."""
+    labels: dict[Slug, LabelText] = Field(default={})
+    """Each must equal the worker's label of that name (`DSD_WORKER_LABELS`)."""
+
+
+_NOT_TRAINED_BY: dict[str, Any] = {
+    **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook"), True),
+    "resources": {"device", "memory_gib", "labels"},
+}
+"""Fields that say how a job is found, queued and placed, and nothing of what it computes."""
+
+
+class JobSpec(Part):
+    """A job: train a student on a dataset, with a teacher (`distill`) or without (`train`), or score one that was
+    trained (`evaluate`), or write its files anew (`export`)."""
+
+    kind: Literal["distill", "train", "evaluate", "export"] = "distill"
+    """`distill` needs a teacher; `train` has none, and its result can teach. `evaluate` scores a trained student on the
+    validation split and registers nothing; `export` scores it, writes its files and registers them as a version."""
     name: Slug
     """The registered model's name, and how people call the job: lower-case letters, digits, `.`, `_`, `-`."""
     dataset: DatasetSpec
     student: Student
     teacher: Teacher | None = None
+    """Of kind: distill alone."""
     losses: Losses = Field(default=DEFAULT_PRESET, validate_default=True)
     """A list of losses with weights, or the name of a preset. Default: `cwd` for distill, the winner of
-    `benchmarks/results/camvid_losses.md`; `plain` for train."""
+    `benchmarks/results/camvid_losses.md`; `plain` for train; none for kinds that train nothing."""
     train: Training = Training()
     evaluate: Evaluation = Evaluation()
     baseline: bool = False
@@ -439,23 +306,38 @@ class JobSpec(Part):
     seeds: Annotated[tuple[Seed, ...], Field(max_length=32)] = ()
     """Train once with each of these in place of train.seed, and report mean and spread. The first one's student is
     exported. Empty: train.seed alone."""
-    labels: dict[Slug, Annotated[str, Field(max_length=200)]] = Field(default={})
+    labels: dict[Slug, LabelText] = Field(default={})
     """Free key: value pairs to find the job by."""
     max_runtime_s: Annotated[float, Field(gt=0)] | None = None
     """The job is ended as failed after this time of running."""
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Among the jobs that wait in a group, the one with the highest number runs first, then the oldest."""
+    group: Slug = "default"
+    """Groups share the workers fairly, however many jobs each has in the queue."""
+    needs: Annotated[tuple[JobId, ...], Field(max_length=100)] = ()
+    """Ids of jobs that must succeed before this one starts; where one fails or is cancelled, this one fails. Those of
+    `teacher.job` and `student.job` are waited for in any case."""
+    webhook: WebAddress | None = None
+    """Where the service posts what became of the job when it ends; the operator says which hosts it may call."""
+    resources: Resources = Resources()
 
     @model_validator(mode="before")
     @classmethod
-    def _default_losses(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "losses" not in value:
-            return {**value, "losses": "plain" if value.get("kind") == "train" else DEFAULT_PRESET}
-        return value
+    def _defaults_of_the_kind(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        trains = value.get("kind", "distill") in TRAINING_KINDS
+        preset = DEFAULT_PRESET if value.get("kind", "distill") == "distill" else "plain" if trains else []
+        student = value.get("student")
+        if trains and isinstance(student, dict) and student.get("preprocess") is None:
+            value = {**value, "student": {**student, "preprocess": {}}}
+        return value if "losses" in value else {**value, "losses": preset}
 
     @field_validator("losses")
     @classmethod
-    def _losses_make_sense(cls, losses: tuple[Loss, ...]) -> tuple[Loss, ...]:
+    def _losses_make_sense(cls, losses: tuple[Loss, ...], info: ValidationInfo) -> tuple[Loss, ...]:
         names = [loss.term for loss in losses]
-        if not names:
+        if not names and info.data.get("kind") in TRAINING_KINDS:
             raise ValueError(f"give at least one loss, or a preset: {', '.join(PRESETS)}.")
         if len(set(names)) != len(names) or "loss" in names or "total" in names:
             raise ValueError(f"each term needs a name of its own, got {', '.join(names)}; give one a `name`.")
@@ -472,6 +354,13 @@ class JobSpec(Part):
 
     @model_validator(mode="after")
     def _kind_fits(self) -> Self:
+        if self.trains:
+            self._refuse_untrainable()
+        else:
+            self._refuse_training()
+        return self
+
+    def _refuse_untrainable(self) -> None:
         teaching = [loss.term for loss in self.losses if loss.uses_teacher]
         if self.kind == "distill" and self.teacher is None:
             raise ValueError("kind 'distill' needs a `teacher`; to train without one, say kind: train.")
@@ -479,17 +368,63 @@ class JobSpec(Part):
             raise ValueError("kind 'train' takes no `teacher`; say kind: distill.")
         if self.kind == "train" and teaching:
             raise ValueError(f"kind 'train' has no teacher for the losses {', '.join(teaching)}.")
+        if self.student.network is None:
+            raise ValueError(f"kind {self.kind!r} needs `student.network`, such as fpn:resnet18.")
+        if self.student.model is not None or self.student.job is not None:
+            raise ValueError(
+                "`student.model` and `student.job` are for kind: evaluate and kind: export; training starts from "
+                "`student.weights`, from `student.encoder_file` or from random."
+            )
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")
         if self.baseline:
             alone = tuple(loss for loss in self.losses if not loss.uses_teacher)
             _refuse_weights_without_leader(alone, "the losses of the baseline")
-        return self
+
+    def _refuse_training(self) -> None:
+        given = [source for source in STUDENT_SOURCES if getattr(self.student, source) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"kind {self.kind!r} needs exactly one of `student.weights` (a safetensors file), `student.model` (a "
+                "registered model) and `student.job` (the job that trains it)."
+            )
+        unread = {
+            "teacher": self.teacher is not None,
+            "losses": bool(self.losses),
+            "baseline": self.baseline,
+            "seeds": bool(self.seeds),
+            "train (but for train.threads)": self.train != Training(threads=self.train.threads),
+            "student.encoder_file": self.student.encoder_file is not None,
+            "student.weights_share": self.student.weights_share != 1.0,
+            "student.taps": bool(self.student.taps),
+            "resources.processes": self.resources.processes > 1,
+        }
+        named = [name for name, is_given in unread.items() if is_given]
+        if named:
+            raise ValueError(f"kind {self.kind!r} trains nothing and does not read {', '.join(named)}; leave that out.")
+
+    @property
+    def trains(self) -> bool:
+        return self.kind in TRAINING_KINDS
+
+    def needed_jobs(self) -> tuple[str, ...]:
+        """Ids of the jobs that must succeed before this one starts, without doubles, `needs` first."""
+        sources = (self.teacher, self.student)
+        named = [*self.needs, *(source.job for source in sources if source is not None and source.job is not None)]
+        return tuple(dict.fromkeys(named))
 
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _sha256(self.model_dump(mode="json"))
+
+    def training_digest(self) -> str:
+        """As `digest`, of what the weights depend on: a job of another name, priority or place is the same training."""
+        return _sha256(self.model_dump(mode="json", exclude=_NOT_TRAINED_BY))
+
+
+def _sha256(plain: Any) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def parse_spec(data: Any) -> JobSpec:
@@ -512,50 +447,6 @@ def _parsed(part: type[PartT], data: Any, complaint: str) -> PartT:
         problems = field_problems(error)
         listed = "; ".join(f"{p['field'] or '/'}: {p['message']}" for p in problems[:10])
         raise SpecError(f"{complaint}: {listed}", field=problems[0]["field"]) from error
-
-
-def complaints(error: ValidationError) -> str:
-    """What a pydantic error has against a value that stands alone, in one sentence a problem."""
-    return " ".join(problem["message"] for problem in field_problems(error))
-
-
-_QUOTED = re.compile(r"'([^']*)'")
-
-
-def field_problems(error: ValidationError) -> list[dict[str, str]]:
-    """Each wrong field of a pydantic error: its JSON pointer and what to do about it."""
-    problems = []
-    for item in error.errors(include_url=False):
-        parts = [p for p in item["loc"] if p not in ("body", *LOSSES)]
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"there is no such field. {_near_fields(parts)}".strip()
-        elif item["type"] == "literal_error":
-            message = _none_of(item["input"], _QUOTED.findall(item["ctx"]["expected"]))
-        elif item["type"] == "union_tag_invalid":
-            message, parts = str(unknown("loss", item["ctx"]["tag"], LOSSES)), [*parts, "loss"]
-        elif item["type"] == "union_tag_not_found":
-            message = f"say which `loss` it is: {', '.join(LOSSES)}."
-        problems.append({"field": "".join(f"/{p}" for p in parts), "message": message, "type": item["type"]})
-    return problems
-
-
-def _near_fields(parts: list[Any]) -> str:
-    parts_of_a_spec: tuple[type[Part], ...] = (
-        *(JobSpec, DatasetSpec, Student, Teacher, NetworkSpec, Preprocess, Training, Augment, Evaluation),
-        *LOSSES.values(),
-    )
-    known = {name for part in parts_of_a_spec for name in part.model_fields}
-    return _near(str(parts[-1]), known) if parts else ""
-
-
-def _none_of(value: Any, known: list[str]) -> str:
-    return f"{str(value)[:100]!r} is none of {', '.join(known)}. {_near(str(value), known)}".strip()
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"Did you mean {', '.join(near)}?" if near else ""
 
 
 def load_spec(path: Path) -> JobSpec:

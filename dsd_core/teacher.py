@@ -9,7 +9,8 @@ from pathlib import Path
 from dsd_core.errors import SpecError
 from dsd_core.models import build, load_weights, outputs_in, stride
 from dsd_core.models.segmenter import Segmenter
-from dsd_core.spec import NetworkSpec, Preprocess, Teacher
+from dsd_core.network_spec import NetworkSpec, Preprocess
+from dsd_core.spec import Teacher
 from dsd_core.weights import describe_onnx, describe_weights, fitting_outputs
 
 

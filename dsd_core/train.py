@@ -48,9 +48,10 @@ from dsd_core.legs import Leg, legs, losses_of, with_seed
 from dsd_core.meter import Meter, Spent, system_metrics
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
+from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite
 from dsd_core.pictures import draw_comparison
-from dsd_core.spec import JobSpec, NetworkSpec
+from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
 from dsd_core.teacher import load_teacher
 
@@ -207,9 +208,9 @@ def refuse_single_images(student: Segmenter, size: tuple[int, int]) -> None:
 
 
 def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
-    """Raise SpecError where the checkpoint is of another spec or another teacher: going on would be neither run."""
-    ours = {"spec_digest": run.spec.digest(), "teacher_digest": run.teacher_digest}
-    changed = [name.removesuffix("_digest") for name, digest in ours.items() if state and state[name] != digest]
+    """Raise SpecError where the checkpoint is of another training or another teacher: going on would be neither run."""
+    ours = {"training_digest": run.spec.training_digest(), "teacher_digest": run.teacher_digest}
+    changed = [name.removesuffix("_digest") for name, digest in ours.items() if state and state.get(name) != digest]
     if changed:
         raise SpecError(
             f"The run folder {run.out} holds a checkpoint of another {' and another '.join(changed)}.",
@@ -313,7 +314,7 @@ def save(run: Run, leg: Leg, learner: Learner, step: int) -> None:
         "scores": {subject: score.model_dump() for subject, score in run.scores.items()},
         "spent": {name: asdict(spent) for name, spent in run.spent.items()},
     }
-    lineage = {"spec_digest": run.spec.digest(), "teacher_digest": run.teacher_digest}
+    lineage = {"training_digest": run.spec.training_digest(), "teacher_digest": run.teacher_digest}
     tensors = learner.tensors() | {f"kept.{key}": value for key, value in run.kept.items()}
     state = {**position, **learner.state(), **lineage, **figures}
     saved = checkpoint.save(run.out / "checkpoints", total_step, tensors, state)
@@ -384,6 +385,7 @@ def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
 def finish(run: Run, student: Segmenter) -> Result:
     """Export the student, measure what it costs, write result.json."""
     spec, classes, size = run.spec, len(run.classes), run.val_set.size
+    network, preprocess = spec.student.architecture
     seeds = seed_results(run)
     lineage = {
         "teacher_digest": run.teacher_digest,
@@ -394,8 +396,8 @@ def finish(run: Run, student: Segmenter) -> Result:
     subjects = [subject for subject in get_args(Subject) if subject in run.scores]
     exported = export_student(
         student,
-        spec.student.network,
-        spec.student.preprocess,
+        network,
+        preprocess,
         run.out / "student",
         classes=run.classes,
         palette=run.val_set.palette,
@@ -420,7 +422,7 @@ def finish(run: Run, student: Segmenter) -> Result:
     first = seeds[0]
     result = Result(
         student=first.student,
-        student_cost=measure_cost(student, spec.student.network, classes, size),
+        student_cost=measure_cost(student, network, classes, size),
         teacher=run.scores.get("teacher"),
         teacher_cost=teacher_cost,
         baseline=first.baseline,

@@ -10,7 +10,7 @@ from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.names import check_network
 from dsd_core.models.sidecar import PREPROCESS, parse_preprocess, read_sidecar
 from dsd_core.models.weights_header import outputs_in, shapes_in, with_options_of
-from dsd_core.spec import NetworkSpec, Preprocess
+from dsd_core.network_spec import NetworkSpec, Preprocess
 
 _SAME_CLASSES = "Both must have the same classes in the same order; one more output, void, is left out."
 

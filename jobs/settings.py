@@ -55,10 +55,30 @@ class Settings(BaseSettings):
     """Between two rounds of the controller. The outbox is relayed at most 0.5 s after a submission all the same."""
     grace_s: float = 30.0
     """A training process asked to stop has this long to write its checkpoint before it is killed."""
-    redispatch_s: float = 60.0
-    """A queued job nobody claimed is announced again after this time."""
+    redispatch_s: float = 15.0
+    """A queued job nobody claimed is announced again after this time where a worker is idle, else after 20 times it."""
     max_attempts: int = 3
-    """A job is tried this often before it fails; orderly shutdowns of a worker do not count."""
+    """A job is tried this often before it fails; orderly shutdowns of a worker and pauses do not count."""
+    backoff_s: float = 5.0
+    """The wait before the second try of a job that failed by itself; doubles with each further one, up to 600 s."""
+    stall_s: float = 300.0
+    """A training process that does nothing for this long, or for 20 of its steps, is ended and tried again."""
+    first_step_s: float = 1800.0
+    """The same up to its first step, which may read and check large data."""
+    cutoff_s: float = 900.0
+    """A worker that has not reached the database for this long stops with a checkpoint; the job goes on elsewhere."""
+    deaf_s: float = 60.0
+    """An idle worker that hears of no job although some have waited for this long starts anew."""
+    devices: str = "auto"
+    """What a worker trains on: `cpu`, GPUs as `0` or `0,1`, or `auto`: all GPUs, else the CPU."""
+    worker_labels: Annotated[dict[str, str], NoDecode] = {}
+    """Labels of a worker that jobs can ask for, `key=value` separated by commas."""
+    warm: bool = True
+    """Keep a process with torch imported, from which training processes start in a fraction of the time."""
+    webhook_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Hosts that a job's webhook may name, comma-separated. Empty: jobs may name none."""
+    webhook_secret: str | None = Field(default=None, repr=False)
+    """Key of the HMAC-SHA256 that signs the body of webhooks. None: they are not signed."""
     keep_checkpoint_days: float = Field(default=7.0, ge=0)
     """Checkpoints of jobs that ended longer ago are deleted."""
     keep_days: float | None = Field(default=None, ge=0)
@@ -79,10 +99,20 @@ class Settings(BaseSettings):
             raise ValueError(f"{place!r} is no place for run folders: write a folder, or s3://bucket/prefix.")
         return place
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "webhook_hosts", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         return _parts(value, ",")
+
+    @field_validator("worker_labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        if any(not (key and equals) for key, equals, _ in pairs):
+            raise ValueError("write labels as key=value, separated by commas, such as gpu=a100,zone=eu.")
+        return {key: label for key, _, label in pairs}
 
     @field_validator("data_roots", mode="before")
     @classmethod

@@ -75,17 +75,30 @@ class JobRow(Base):
     spec_digest: Mapped[str] = mapped_column(String(64))
     labels: Mapped[Json]
 
+    retry_of: Mapped[str | None] = mapped_column(String(40))  # an ended job whose checkpoints this one goes on from
+    cloned_from: Mapped[str | None] = mapped_column(String(40))
+
+    priority: Mapped[int] = mapped_column(Integer, default=0)  # higher first
+    group: Mapped[str] = mapped_column("group_name", String(80), default="default")
+    line: Mapped[str | None] = mapped_column(String(120))  # `queueing.line_of`; None: it cannot be claimed
+    needs_left: Mapped[int] = mapped_column(Integer, default=0)  # jobs it needs that have not succeeded yet
+    paused_at: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]  # back-off: the next try is not before
+
     status: Mapped[str] = mapped_column(String(20))
     reason: Mapped[str | None] = mapped_column(String(40))
+    request: Mapped[str | None] = mapped_column(String(20))  # what a running job is asked; one of status.Request
     error: Mapped[Json | None]  # code, message, hint, field, log_tail
     attempt: Mapped[int] = mapped_column(Integer, default=1)  # counts from 1
     max_attempts: Mapped[int] = mapped_column(Integer)
     releases: Mapped[int] = mapped_column(Integer, default=0)
+    crash_step: Mapped[int | None] = mapped_column(BigInteger)  # where the last attempt died of a signal
     fence: Mapped[int] = mapped_column(BigInteger, default=0)  # raised by every claim and every loss of a claim
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
     heartbeat_at: Mapped[datetime | None]
-    run_seconds: Mapped[float] = mapped_column(default=0.0)  # over all attempts, without time in the queue
+    claimed_at: Mapped[datetime | None]  # when the newest claim began
+    run_seconds: Mapped[float] = mapped_column(default=0.0)  # over all claims that have ended
 
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]  # of the current attempt
@@ -114,6 +127,8 @@ class JobRow(Base):
         CheckConstraint(_one_of("tracking", TRACKING), name="tracking"),
         Index(None, "status", "id"),
         Index(None, "name", "id"),
+        Index(None, "kind", "id"),
+        Index(None, "line", "id"),
         Index(None, "status", "lease_expires_at"),
         Index(None, "tracking", "id"),
     )
@@ -130,8 +145,26 @@ class JobEventRow(Base):
     data: Mapped[Json]
 
 
+class JobLabelRow(Base):
+    """The labels of `JobRow.labels`, once more, so that a label finds its jobs among a million."""
+
+    __tablename__ = "job_labels"
+    __table_args__ = (Index(None, "key", "value", "job_id"),)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(80), primary_key=True)
+    value: Mapped[str] = mapped_column(String(200))
+
+
+class JobNeedRow(Base):
+    """`job_id` waits until `need_id` has succeeded."""
+
+    __tablename__ = "job_needs"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    need_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True, index=True)
+
+
 class OutboxRow(Base):
-    """A message to publish, written in the transaction that queues the job. A queued job has one, others have none."""
+    """A message to publish, written in the transaction that made the job claimable; other jobs have none."""
 
     __tablename__ = "outbox"
     __table_args__ = ({"sqlite_autoincrement": True},)  # an id is not given twice: a late `mark_sent` hits nothing
@@ -142,6 +175,38 @@ class OutboxRow(Base):
     next_try_at: Mapped[datetime] = mapped_column(index=True)
     tries: Mapped[int] = mapped_column(Integer, default=0)
     sent_at: Mapped[datetime | None]
+
+
+class WebhookRow(Base):
+    """A message to the address a job names, written in the transaction that ended the job."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index(None, "delivered_at", "next_try_at"), {"sqlite_autoincrement": True})
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)  # the receiver sees it: once an end
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    payload: Mapped[Json]
+    created_at: Mapped[datetime]
+    next_try_at: Mapped[datetime | None]  # None: it is not tried again
+    tries: Mapped[int] = mapped_column(Integer, default=0)
+    delivered_at: Mapped[datetime | None]
+    error: Mapped[str | None] = mapped_column(Text)  # of the last try
+
+
+class WorkerRow(Base):
+    """A worker that is or was there, as it last said."""
+
+    __tablename__ = "workers"
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    host: Mapped[str] = mapped_column(String(200))
+    device: Mapped[str] = mapped_column(String(20))  # cpu or cuda
+    devices: Mapped[list[str]] = mapped_column(JSON)
+    memory_gib: Mapped[float]
+    labels: Mapped[Json]
+    job_id: Mapped[str | None] = mapped_column(String(40))  # what it runs
+    drain: Mapped[str | None] = mapped_column(String(20))  # one of status.Drain: it takes no job
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
 
 
 class IdempotencyRow(Base):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dsd_core.data.camvid import PALETTE, VOID
-from dsd_core.spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
 
 NETWORKS = (*OWN_NETWORKS, *TORCHVISION_NETWORKS, *(f"{decoder}:resnet18" for decoder in DECODERS))
 

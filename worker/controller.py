@@ -27,6 +27,7 @@ RELAY_S = 0.25
 RELAY_BATCH = 50
 LONGEST_DELAY_S = 60.0
 PRUNE_S = 3600.0
+FORGET_S = 86_400.0  # a worker that was not heard of for a day is no longer listed
 END_S = 20.0  # for tracking to finish the call it is in
 
 
@@ -103,7 +104,9 @@ class Reconciler:
             self.patient_until = now + self.settings.lease_s
         with db.begin(self.engine) as s:
             lost = store.expire_leases(s) if now >= self.patient_until else []
-            announced = store.redispatch(s, self.settings.redispatch_s)
+            store.restand(s)
+            announced = store.redispatch(s, self.settings.redispatch_s, fresh_s=self.settings.lease_s)
+            store.forget_workers(s, FORGET_S)
         self.ticked_at = time.monotonic()
         if lost or announced:
             log.warning("reconciler.tick lost=%s announced_again=%s", lost, announced)

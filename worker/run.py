@@ -21,7 +21,7 @@ from dsd_core.errors import DsdError
 from dsd_core.spec import parse_spec
 from jobs import store
 from jobs.settings import Settings
-from jobs.status import TERMINAL, Reason, Status
+from jobs.status import TERMINAL, Reason, Request
 from jobs.storage import Bucket, storage_of
 from worker import launch
 from worker.database import Away, Database
@@ -211,10 +211,10 @@ def _copy(run: Run, transaction: Transaction) -> None:
 def _beat(run: Run) -> None:
     if time.monotonic() < run.beat_at:
         return
-    status = run.database(lambda s: store.beat(s, run.claim, run.settings.lease_s))
+    heard = run.database(lambda s: store.beat(s, run.claim, run.settings.lease_s))
     run.beat_at = time.monotonic() + run.settings.heartbeat_s
-    run.lost = run.lost or status is None
-    if status == Status.CANCELLING:
+    run.lost = run.lost or heard is None
+    if heard is not None and heard.request is Request.CANCEL:
         run.asked = Reason.CANCELLED_BY_USER
 
 

@@ -13,16 +13,11 @@ from pydantic import BaseModel
 from api.schemas import Catalog, Encoders, Network
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
+from dsd_core.distill.presets import PRESETS
 from dsd_core.models.names import OPTIONS, STRIDES, encoders
 from dsd_core.models.zoo_names import ZOO_TEACHERS
-from dsd_core.spec import (
-    DECODERS,
-    OWN_NETWORKS,
-    PRESETS,
-    TORCHVISION_NETWORKS,
-    DatasetSpec,
-    JobSpec,
-)
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+from dsd_core.spec import DatasetSpec, JobSpec
 
 router = APIRouter(tags=["catalog"])
 

@@ -77,7 +77,7 @@ def submit_job(
                 idempotency_key=idempotency_key,
                 fingerprint=spec.digest(),
             )
-            job = job_view(row, store.queue_position(s, row), settings)
+            job = job_view(row, store.positions(s, [row]).get(row.id), settings)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     response.headers["Retry-After"] = POLL_S
     if not created:
@@ -91,7 +91,7 @@ def _replayed(engine: Engine, settings: Settings, key: str | None, spec: JobSpec
         return None
     with db.reading(engine) as s:
         row = store.replayed(s, key, spec.digest())
-        return None if row is None else job_view(row, store.queue_position(s, row), settings)
+        return None if row is None else job_view(row, store.positions(s, [row]).get(row.id), settings)
 
 
 @router.post("/jobs/validate", openapi_extra=SPEC_BODY)
@@ -120,7 +120,8 @@ def list_jobs(
     pair = None if label is None else (label.partition(":")[0], label.partition(":")[2])
     with db.reading(engine) as s:
         rows, has_more = store.list_page(s, limit=limit, after=after, status=status, name=name, kind=kind, label=pair)
-        data = [job_view(row, store.queue_position(s, row), settings) for row in rows]
+        places = store.positions(s, rows)
+        data = [job_view(row, places.get(row.id), settings) for row in rows]
     cursor = rows[-1].id if has_more else None
     if cursor is not None:
         query = urlencode({**request.query_params, "after": cursor})
@@ -133,7 +134,7 @@ def get_job(job_id: str, engine: Database, settings: SettingsOf) -> Job:
     """A job: its status and why, progress, result or error, model and MLflow run."""
     with db.reading(engine) as s:
         row = found(s, job_id)
-        return job_view(row, store.queue_position(s, row), settings)
+        return job_view(row, store.positions(s, [row]).get(row.id), settings)
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202)

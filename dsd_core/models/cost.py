@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_core.models.networks import build_meta, stride
-from dsd_core.spec import NetworkSpec
+from dsd_core.network_spec import NetworkSpec
 
 BUDGET_S = 2.0
 

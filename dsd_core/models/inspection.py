@@ -13,7 +13,7 @@ from dsd_core.models.licences import FREE, allowed_here
 from dsd_core.models.names import BACKBONE_WEIGHTS
 from dsd_core.models.networks import as_spec, aux_tap, build_meta, default_taps, head_taps, stride
 from dsd_core.models.taps import Taps
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
+from dsd_core.network_spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
 
 SIDES = (16, 8192)  # least and greatest
 

@@ -13,7 +13,7 @@ from dsd_core.errors import SpecError, unknown
 from dsd_core.models.licences import refuse_restricted, restriction
 from dsd_core.models.sidecar import PREPROCESS, parse_preprocess, read_sidecar
 from dsd_core.models.weights_header import outputs_in
-from dsd_core.spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS, NetworkSpec
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS, NetworkSpec
 
 __all__ = [
     "OPTIONS",

@@ -9,12 +9,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from dsd_core.errors import SpecError
+from dsd_core.field_problems import complaints
 from dsd_core.models.enet import ENet
 from dsd_core.models.espnet import ESPNet, ESPNetC
 from dsd_core.models.names import STRIDES, check_network
 from dsd_core.models.pspnet import pspnet_r18, pspnet_r18_half, pspnet_r101
 from dsd_core.models.tap_names import TapNames
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, complaints, network_spec
+from dsd_core.network_spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, network_spec
 
 _WITHOUT_OPTIONS = {
     "enet": ENet,

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsd_core.spec import Preprocess
+from dsd_core.network_spec import Preprocess
 
 
 class Segmenter(nn.Module):

@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsd_core.errors import SpecError
+from dsd_core.field_problems import complaints
 from dsd_core.models.affine import affine_in_x
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess, complaints, network_spec
+from dsd_core.network_spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess, network_spec
 
 PREPROCESS: dict[str, Preprocess] = {
     "imagenet": Preprocess(),

@@ -12,7 +12,7 @@ from torchvision.models.segmentation import FCN, LRASPP
 from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.auxiliary import is_wanted
 from dsd_core.models.tap_names import TapNames
-from dsd_core.spec import NetworkSpec
+from dsd_core.network_spec import NetworkSpec
 
 # The weights that torchvision's own builders of these networks take for the backbone.
 _IMAGENET = "IMAGENET1K_V1"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsd_core.errors import WeightsError
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
+from dsd_core.network_spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec
 
 HEADER_LIMIT_BYTES = 1_000_000  # some 8,000 tensors; the largest networks of the zoos have 2,500
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")

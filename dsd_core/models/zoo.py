@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dsd_core.errors import SpecError, WeightsError, unknown
 from dsd_core.models.licences import FREE, refuse_restricted, restriction
 from dsd_core.models.names import STRIDES
-from dsd_core.spec import DECODERS, NetworkSpec
+from dsd_core.network_spec import DECODERS, NetworkSpec
 
 
 def build_decoder(spec: NetworkSpec, classes: int, field: str) -> nn.Module:

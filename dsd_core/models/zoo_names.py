@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dsd_core.errors import SpecError, unknown
-from dsd_core.spec import Preprocess
+from dsd_core.network_spec import Preprocess
 
 VOC = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -23,7 +23,7 @@ from dsd_core.models.pickles import convert
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.weights import load_weights
 from dsd_core.models.zoo_names import ZooTeacher, check_zoo_teacher
-from dsd_core.spec import DECODERS, NetworkSpec
+from dsd_core.network_spec import DECODERS, NetworkSpec
 
 FIELD = "/teacher/zoo"
 

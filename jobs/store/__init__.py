@@ -1,19 +1,48 @@
 """All reads and writes of job state. Each function takes a Session the caller has begun: `jobs.db.begin`, `reading`.
 
     submission   people: submit, replayed
-    reading      people: get, list_page, queue_position, events_after, request_cancel
-    claims       workers: claim, beat, append_events, restart_events, finish, release; controller: expire_leases
-    outbox       controller: due_outbox, mark_sent, mark_failed, redispatch
+    requests     people: cancel, pause, resume, stop, priority, labels, retry
+    reading      people: get, list_page, events_after
+    estimates    people: when a job will start and end
+    claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
+    workers      workers: register_worker, worker_beat; people: list_workers, set_drain
+    outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     retention    controller and people: what may be deleted, and that it was
     moves        under them: the one place where a status moves
+    queueing     under them: where jobs wait, and which is next
 
 Import from here: `from jobs import store`.
 """
 
-from jobs.store.claims import Claim, append_events, beat, claim, expire_leases, finish, release, restart_events
+from jobs.store.claims import (
+    Claim,
+    Heard,
+    append_events,
+    beat,
+    claim,
+    claim_next,
+    expire_leases,
+    finish,
+    release,
+    restart_events,
+)
+from jobs.store.estimates import Estimate, estimate
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
-from jobs.store.reading import JobNotFound, NotCancellable, events_after, get, list_page, queue_position, request_cancel
+from jobs.store.queueing import positions, restand
+from jobs.store.reading import events_after, get, list_page
+from jobs.store.requests import (
+    JobNotFound,
+    NotCancellable,
+    NotPossible,
+    request_cancel,
+    request_pause,
+    request_resume,
+    request_stop,
+    retryable,
+    set_labels,
+    set_priority,
+)
 from jobs.store.retention import (
     Kept,
     Part,
@@ -25,7 +54,7 @@ from jobs.store.retention import (
     model_of,
     unmark_student,
 )
-from jobs.store.submission import IdempotencyConflict, replayed, submit
+from jobs.store.submission import IdempotencyConflict, NeedNotFound, replayed, submit
 from jobs.store.tracking import (
     add_model_version,
     get_model_version,
@@ -35,22 +64,39 @@ from jobs.store.tracking import (
     set_tracking,
     tracking_due,
 )
+from jobs.store.workers import (
+    WorkerNotFound,
+    forget_workers,
+    list_workers,
+    live_workers,
+    register_worker,
+    set_drain,
+    worker_beat,
+)
 
 __all__ = [
     "Claim",
+    "Estimate",
+    "Heard",
     "IdempotencyConflict",
     "JobNotFound",
     "Kept",
+    "NeedNotFound",
     "NotCancellable",
+    "NotPossible",
     "Part",
+    "WorkerNotFound",
     "add_model_version",
     "append_events",
     "beat",
     "claim",
+    "claim_next",
     "due_outbox",
+    "estimate",
     "events_after",
     "expire_leases",
     "finish",
+    "forget_workers",
     "get",
     "get_model_version",
     "in_use",
@@ -59,20 +105,32 @@ __all__ = [
     "kept_jobs",
     "list_models",
     "list_page",
+    "list_workers",
+    "live_workers",
     "mark_failed",
     "mark_gone",
     "mark_sent",
     "model_aliases",
     "model_of",
-    "queue_position",
+    "positions",
     "redispatch",
+    "register_worker",
     "release",
     "replayed",
     "request_cancel",
+    "request_pause",
+    "request_resume",
+    "request_stop",
+    "restand",
     "restart_events",
+    "retryable",
     "set_aliases",
+    "set_drain",
+    "set_labels",
+    "set_priority",
     "set_tracking",
     "submit",
     "tracking_due",
     "unmark_student",
+    "worker_beat",
 ]

@@ -1,6 +1,6 @@
-"""Messages to the broker. They are written with the status (`moves.announce`) and published after the commit.
+"""Messages to the broker. They are written with the status (`queueing.settle`) and published after the commit.
 
-A queued job has one row, others have none.
+A job that can be claimed has one row, others have none.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from sqlalchemy import ColumnElement, select, update
 from sqlalchemy.orm import Session
 
 from jobs.db import db_now
+from jobs.store.workers import idle_workers
 from jobs.tables import OutboxRow
 
+REDISPATCH_ALL = 20
 RELAY_HOLD_S = 10.0  # a row handed to a relay is not handed to another for this long
 
 
@@ -43,10 +45,15 @@ def mark_failed(s: Session, ids: Collection[int], delay_s: float) -> None:
     _update_outbox(s, OutboxRow.id.in_(ids), next_try_at=later, tries=OutboxRow.tries + 1)
 
 
-def redispatch(s: Session, older_than_s: float) -> int:
-    """Announce again the queued jobs whose message was sent longer ago than this; says how many."""
+def redispatch(s: Session, after_s: float, *, fresh_s: float) -> int:
+    """Announce again the jobs nobody has claimed; says how many.
+
+    Those whose message was sent over `after_s` ago while a worker is idle, for it should have come; the others after
+    REDISPATCH_ALL times that. A worker counts as idle when it was heard of within `fresh_s` and has no job.
+    """
     now = db_now(s)
-    lost = OutboxRow.sent_at < now - timedelta(seconds=older_than_s)
+    wait_s = after_s if idle_workers(s, now, fresh_s) else REDISPATCH_ALL * after_s
+    lost = OutboxRow.sent_at < now - timedelta(seconds=wait_s)
     return _update_outbox(s, lost, sent_at=None, next_try_at=now)
 
 

@@ -14,9 +14,11 @@ from fastapi import FastAPI
 
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
+from dsd_core.distill.presets import PRESETS
 from dsd_core.models.names import encoders
 from dsd_core.models.zoo_names import ZOO_TEACHERS
-from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, JobSpec, parse_spec
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+from dsd_core.spec import JobSpec, parse_spec
 from tests.api.conftest import Service, problem_in, serving
 
 

@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.comparison import Row, compare
+from dsd_core.distill.presets import PRESETS
 from dsd_core.errors import DataError
 from dsd_core.events import Result
-from dsd_core.spec import PRESETS, parse_spec
+from dsd_core.spec import parse_spec
 from dsd_core.spread import over_seeds
 from tests.client import scenes
 from tests.client.scenes import SCORE

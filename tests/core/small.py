@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from dsd_core.data import open_dataset
 from dsd_core.models import build
-from dsd_core.spec import JobSpec, network_spec, parse_spec
+from dsd_core.network_spec import network_spec
+from dsd_core.spec import JobSpec, parse_spec
 
 TINY = {"name": "espnet", "options": {"p": 1, "q": 1}}
 CLASSES = open_dataset("streets", None, "val").classes

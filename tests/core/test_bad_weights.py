@@ -27,7 +27,8 @@ from dsd_core.models.pickles import convert
 from dsd_core.models.unpickle import state_dict_in
 from dsd_core.models.weights import load_encoder
 from dsd_core.models.weights_header import HEADER_LIMIT_BYTES, shapes_in
-from dsd_core.spec import network_spec, parse_spec
+from dsd_core.network_spec import network_spec
+from dsd_core.spec import parse_spec
 from dsd_core.teacher import load_teacher
 from dsd_core.train import train
 from tests.core.small import CLASSES, TINY, save_teacher, small_spec

@@ -6,7 +6,7 @@ from torch import nn
 from dsd_core.models import build
 from dsd_core.models.cost import count_flops, count_params, latency_ms
 from dsd_core.models.segmenter import Segmenter
-from dsd_core.spec import NetworkSpec, Preprocess
+from dsd_core.network_spec import NetworkSpec, Preprocess
 
 
 def test_parameters_are_the_learned_values_only() -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from dsd_core.models import build, load_weights
 from dsd_core.models.espnet import ESP, ESPNet
-from dsd_core.spec import NetworkSpec
+from dsd_core.network_spec import NetworkSpec
 
 
 def test_published_camvid_weights_load_and_the_size_is_the_papers(shared_weights: Path) -> None:

@@ -21,7 +21,7 @@ from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.sidecar import network_from_text
 from dsd_core.models.taps import Taps
 from dsd_core.models.weights_header import with_options_of
-from dsd_core.spec import DECODERS, NetworkSpec, Preprocess, network_spec
+from dsd_core.network_spec import DECODERS, NetworkSpec, Preprocess, network_spec
 from tests.builders import NETWORKS, a_header
 
 OTHER_ENCODERS = [f"{decoder}:{encoder}" for decoder in DECODERS for encoder in ("mobilenet_v2", "tu-convnext_atto")]

@@ -19,7 +19,7 @@ from dsd_core.models.names import OPTIONS, read_sidecar
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 from dsd_core.models.weights_header import with_options_of
-from dsd_core.spec import DECODERS, NetworkSpec, Preprocess
+from dsd_core.network_spec import DECODERS, NetworkSpec, Preprocess
 
 SET_BY_BUILD = {"self", "encoder_name", "encoder_weights", "in_channels", "classes", "upsampling", "kwargs"}
 NOT_DATA = {"activation", "aux_params"}
@@ -102,7 +102,7 @@ def test_a_failed_download_is_a_weights_error(tmp_path: Path) -> None:
     code = """
 from dsd_core.errors import WeightsError
 from dsd_core.models import build
-from dsd_core.spec import NetworkSpec
+from dsd_core.network_spec import NetworkSpec
 
 for encoder in ("resnet18", "tu-resnet18"):
     try:

@@ -14,7 +14,7 @@ from dsd_core.errors import SpecError, WeightsError
 from dsd_core.models.names import PREPROCESS, check_network, encoders, outputs_in, parse_preprocess, read_sidecar
 from dsd_core.models.sidecar import network_from_text, parse_network
 from dsd_core.models.weights_header import shapes_in
-from dsd_core.spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess
+from dsd_core.network_spec import DECODERS, TORCHVISION_NETWORKS, NetworkSpec, Preprocess
 from tests.builders import a_header
 
 

@@ -23,7 +23,8 @@ from dsd_core.models.onnx_graph import write_onnx
 from dsd_core.models.onnx_teacher import OnnxTeacher, open_onnx_teacher
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
-from dsd_core.spec import Preprocess, Teacher, network_spec, parse_spec
+from dsd_core.network_spec import Preprocess, network_spec
+from dsd_core.spec import Teacher, parse_spec
 from dsd_core.teacher import load_teacher
 from dsd_core.train import fit, train
 from tests.core.onnx_files import Small, Then, export

@@ -15,7 +15,7 @@ from dsd_core.models.networks import build_meta
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 from dsd_core.models.weights import load_encoder
-from dsd_core.spec import Preprocess
+from dsd_core.network_spec import Preprocess
 
 IMAGES = torch.rand(2, 3, 32, 48)
 

@@ -16,7 +16,8 @@ from dsd_core.models.frozen import Frozen
 from dsd_core.models.networks import build_meta, default_taps, head_taps, stride
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
-from dsd_core.spec import JobSpec, NetworkSpec, Preprocess, load_spec, parse_model
+from dsd_core.network_spec import NetworkSpec, Preprocess
+from dsd_core.spec import JobSpec, load_spec, parse_model
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "examples" / "recipes"

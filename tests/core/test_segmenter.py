@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dsd_core.models import build, stride
 from dsd_core.models.onnx_graph import MatmulPool, write_onnx
 from dsd_core.models.segmenter import Exportable, Segmenter
-from dsd_core.spec import Preprocess
+from dsd_core.network_spec import Preprocess
 
 
 class Echo(nn.Module):

@@ -20,8 +20,9 @@ from dsd_core.learner import Learner, build_learner
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
+from dsd_core.network_spec import Preprocess
 from dsd_core.optim import Weights
-from dsd_core.spec import Preprocess, parse_spec
+from dsd_core.spec import parse_spec
 from dsd_core.teacher import load_teacher
 from tests.core.small import CLASSES, save_teacher, small_spec
 

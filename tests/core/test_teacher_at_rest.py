@@ -17,7 +17,7 @@ from dsd_core.data.loader import Batch, train_batches
 from dsd_core.learner import build_learner
 from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
-from dsd_core.spec import network_spec
+from dsd_core.network_spec import network_spec
 from dsd_core.teacher import load_teacher
 from tests.core.distilling_rank import batch_of, outcome, task_of
 from tests.core.small import CLASSES, save_teacher, small_spec

@@ -11,7 +11,7 @@ from dsd_core.models import build, default_taps, head_taps
 from dsd_core.models.cost import count_params
 from dsd_core.models.networks import build_meta
 from dsd_core.models.taps import Taps
-from dsd_core.spec import TORCHVISION_NETWORKS, NetworkSpec
+from dsd_core.network_spec import TORCHVISION_NETWORKS, NetworkSpec
 
 MOBILE = "deeplabv3_mobilenet_v3_large"
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from dsd_core.data import open_dataset
 from dsd_core.data.loader import eval_batches, train_batches
+from dsd_core.distill.presets import PRESETS
 from dsd_core.errors import DivergedError, Interrupted, SpecError, WeakTeacherError, WeightsError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Checkpoint, Evaluated, Note, Picture, Progress, Started
@@ -22,7 +23,7 @@ from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.onnx_session import onnx_session
 from dsd_core.optim import backward, learning_rate
-from dsd_core.spec import PRESETS, Training
+from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
 from dsd_core.train import fit, seed_results, train
 from tests.core import layouts
@@ -311,11 +312,18 @@ def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(lef
 def test_a_folder_of_another_spec_or_teacher_is_not_resumed(teacher, tmp_path):
     spec = small_spec(teacher, train__batch=120)
     train(spec, tmp_path, lambda event: None)
-    with pytest.raises(SpecError, match="holds a checkpoint of another spec"):
+    with pytest.raises(SpecError, match="holds a checkpoint of another training"):
         train(small_spec(teacher, train__batch=120, train__seed=1), tmp_path, lambda event: None)
     other = save_teacher(tmp_path, seed=6)
     with pytest.raises(SpecError, match="holds a checkpoint of another teacher"):
         train(spec, tmp_path, lambda event: None, teacher_weights=other)
+
+
+def test_a_job_that_was_renamed_and_moved_to_another_place_in_the_queue_is_resumed(teacher, tmp_path):
+    train(small_spec(teacher, train__batch=120), tmp_path, lambda event: None)
+    seen = []
+    train(small_spec(teacher, train__batch=120, name="other", priority=3), tmp_path, seen.append)
+    assert seen[0].resumed_from == seen[0].total_steps
 
 
 def test_a_network_that_cannot_train_on_single_images_is_refused_before_training(tmp_path):

@@ -20,7 +20,8 @@ from dsd_core.models import build, default_taps, head_taps
 from dsd_core.models.taps import Taps
 from dsd_core.models.zoo_names import VOC, ZOO_TEACHERS, check_zoo_teacher
 from dsd_core.models.zoo_teachers import hub_network, load_zoo_teacher, torchvision_network
-from dsd_core.spec import DECODERS, Teacher, parse_spec
+from dsd_core.network_spec import DECODERS
+from dsd_core.spec import Teacher, parse_spec
 from dsd_core.teacher import load_teacher
 from tests.core.small import CLASSES, small_spec
 

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from dsd_core.spec import JobSpec, parse_spec
 from jobs import db, store
+from jobs.resources import Offer
 from jobs.store import Claim
 from jobs.tables import JobEventRow, JobRow, OutboxRow
 
@@ -25,6 +26,10 @@ def a_spec(**fields: Any) -> JobSpec:
         }
         | fields
     )
+
+
+def an_offer(worker: str = "worker-1", **fields: Any) -> Offer:
+    return Offer(**{"worker": worker, "host": "here", "device": "cpu", "memory_gib": 8.0} | fields)
 
 
 def a_queued_job(engine: Engine, *, max_attempts: int = 3, **fields: Any) -> str:
@@ -64,6 +69,11 @@ def job(engine: Engine, job_id: str) -> JobRow:
 def history(engine: Engine, job_id: str) -> list[JobEventRow]:
     with db.reading(engine) as s:
         return store.events_after(s, job_id, 0, 1000)
+
+
+def claim_next(engine: Engine, **offer: Any) -> Claim | None:
+    with db.begin(engine) as s:
+        return store.claim_next(s, an_offer(**offer), LEASE_S)
 
 
 def moves(engine: Engine, job_id: str) -> list[tuple[str | None, str]]:

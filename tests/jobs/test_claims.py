@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import Engine, update
 
 from jobs import db, store
-from jobs.status import OUTCOMES, Reason, Status
-from jobs.store import Claim
+from jobs.status import OUTCOMES, Reason, Request, Status
+from jobs.store import Claim, Heard
 from jobs.tables import JobRow
 from tests.jobs.builders import (
     LEASE_S,
@@ -56,7 +56,7 @@ def test_a_beat_prolongs_the_lease(engine: Engine) -> None:
     claim = a_running_job(engine)
     before = job(engine, claim.job_id).lease_expires_at
     with db.begin(engine) as s:
-        assert store.beat(s, claim, 2 * LEASE_S) is Status.RUNNING
+        assert store.beat(s, claim, 2 * LEASE_S) == Heard(Status.RUNNING, None)
     after = job(engine, claim.job_id).lease_expires_at
     assert before and after and (after - before).total_seconds() >= LEASE_S
 
@@ -65,7 +65,7 @@ def test_a_beat_brings_the_wish_to_cancel(engine: Engine) -> None:
     claim = a_running_job(engine)
     cancel(engine, claim.job_id)
     with db.begin(engine) as s:
-        assert store.beat(s, claim, LEASE_S) is Status.CANCELLING
+        assert store.beat(s, claim, LEASE_S) == Heard(Status.CANCELLING, Request.CANCEL)
 
 
 def test_only_a_lapsed_lease_is_taken_away(engine: Engine) -> None:
@@ -145,7 +145,7 @@ def test_a_lapsed_lease_that_nobody_took_can_still_be_renewed(engine: Engine) ->
     with db.begin(engine) as s:
         claim = store.claim(s, job_id, 1, "worker-1", lease_s=-1)
         assert claim is not None
-        assert store.beat(s, claim, LEASE_S) is Status.RUNNING
+        assert store.beat(s, claim, LEASE_S) == Heard(Status.RUNNING, None)
         assert store.expire_leases(s) == []
 
 
@@ -158,7 +158,7 @@ def test_a_finished_job_keeps_its_result_and_whose_it_is(engine: Engine) -> None
     assert finish(engine, claim, Reason.FINISHED) is None
 
 
-@pytest.mark.parametrize("reason", sorted(set(OUTCOMES) - {Reason.CANCELLED_BY_USER}))
+@pytest.mark.parametrize("reason", sorted(set(OUTCOMES) - {Reason.CANCELLED_BY_USER, Reason.RELEASED}))
 def test_each_reason_ends_or_repeats_a_run_as_the_table_says(sqlite_engine: Engine, reason: Reason) -> None:
     expected = Status.QUEUED if OUTCOMES[reason].retry else OUTCOMES[reason].status
     assert finish(sqlite_engine, a_running_job(sqlite_engine), reason, error={"code": reason}) is expected

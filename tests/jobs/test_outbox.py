@@ -5,8 +5,9 @@ from datetime import timedelta
 from sqlalchemy import Engine, update
 
 from jobs import db, store
+from jobs.status import Drain
 from jobs.tables import OutboxRow
-from tests.jobs.builders import a_queued_job, claimed, lapse, outbox
+from tests.jobs.builders import a_queued_job, an_offer, claimed, lapse, outbox
 
 
 def due(engine: Engine, limit: int = 50) -> list[tuple[str, int]]:
@@ -72,23 +73,40 @@ def test_a_sent_message_is_not_due(engine: Engine) -> None:
     assert due(engine) == []
 
 
-def test_a_job_whose_message_got_lost_is_announced_again(engine: Engine) -> None:
+def redispatched(engine: Engine) -> int:
+    with db.begin(engine) as s:
+        return store.redispatch(s, 15, fresh_s=30)
+
+
+def test_a_lost_message_is_sent_again_as_soon_as_a_worker_that_is_idle_should_have_come(engine: Engine) -> None:
     job_id = a_queued_job(engine)
     send_all(engine)
-    age(engine, seconds=59)
     with db.begin(engine) as s:
-        assert store.redispatch(s, older_than_s=60) == 0
-    age(engine, seconds=61)
-    with db.begin(engine) as s:
-        assert store.redispatch(s, older_than_s=60) == 1
-        assert store.redispatch(s, older_than_s=60) == 0
+        store.register_worker(s, an_offer())
+    age(engine, seconds=14)
+    assert redispatched(engine) == 0
+    age(engine, seconds=16)
+    assert [redispatched(engine), redispatched(engine)] == [1, 0]
     assert due(engine) == [(job_id, 1)]
+
+
+def test_while_all_workers_are_busy_or_being_emptied_a_message_is_given_more_time(engine: Engine) -> None:
+    a_queued_job(engine)
+    send_all(engine)
+    with db.begin(engine) as s:
+        for name in ("busy", "emptied"):
+            store.register_worker(s, an_offer(name))
+        store.worker_beat(s, "busy", "a-job")
+        store.set_drain(s, "emptied", Drain.AFTER_JOB)
+    age(engine, seconds=299)
+    assert redispatched(engine) == 0
+    age(engine, seconds=301)
+    assert redispatched(engine) == 1
 
 
 def test_a_message_waiting_to_be_sent_is_not_announced_twice(engine: Engine) -> None:
     a_queued_job(engine)
-    with db.begin(engine) as s:
-        assert store.redispatch(s, older_than_s=0) == 0
+    assert redispatched(engine) == 0
     assert len(outbox(engine)) == 1
 
 

@@ -107,7 +107,8 @@ class Lives(RuleBasedStateMachine):
         status = self.status(claim.job_id)
         numbers = range(0 if again else promise.notes, promise.notes + lines)
         with db.begin(self.engine) as s:
-            assert store.beat(s, claim, lease_s) == (status if holds else None)
+            heard = store.beat(s, claim, lease_s)
+            assert (heard and heard.status) == (status if holds else None)
             events = [({"type": "note", "message": str(i)}, i + 1) for i in numbers]
             assert store.append_events(s, claim, events) is holds
         if holds:
@@ -142,7 +143,7 @@ class Lives(RuleBasedStateMachine):
     def control(self) -> None:
         with db.begin(self.engine) as s:
             taken = store.expire_leases(s)
-            store.redispatch(s, older_than_s=-1)
+            store.redispatch(s, -1, fresh_s=30)
             store.mark_sent(s, [row.id for row in store.due_outbox(s, 9)])
         assert taken == sorted(job_id for job_id, p in self.promises.items() if p.holder and p.lapsed)
         for job_id in taken:

@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import Engine
 
 from jobs import db, store
-from tests.jobs.builders import a_queued_job, a_running_job, a_spec, cancel, history, job, lapse, moves, outbox
+from tests.jobs.builders import a_queued_job, a_running_job, a_spec, cancel, history, job, moves, outbox
 
 
 def test_a_submitted_job_has_a_row_a_first_event_and_a_message(engine: Engine) -> None:
@@ -68,23 +68,6 @@ def test_a_list_can_be_narrowed_by_each_property(engine: Engine) -> None:
     assert found(label=("team.eu", "rails")) == []
     assert found(kind="distill") == []
     assert found(kind="train", status="queued") == [labelled, named, plain]
-
-
-def test_the_queue_counts_from_the_job_that_waits_longest(engine: Engine) -> None:
-    first, second, third = (a_queued_job(engine) for _ in range(3))
-    cancel(engine, first)
-    with db.reading(engine) as s:
-        rows = [store.get(s, job_id) for job_id in (first, second, third)]
-        assert [store.queue_position(s, row) for row in rows if row] == [None, 1, 2]
-
-
-def test_a_job_queued_again_waits_behind_those_that_came_meanwhile(engine: Engine) -> None:
-    again = a_running_job(engine).job_id
-    a_queued_job(engine)
-    lapse(engine)
-    with db.reading(engine) as s:
-        row = store.get(s, again)
-        assert row is not None and store.queue_position(s, row) == 2
 
 
 def test_cancelling_a_queued_job_ends_it_and_takes_its_message_away(engine: Engine) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsd_core.spec import DEFAULT_PRESET, parse_spec, preset_losses
+from dsd_core.distill.presets import DEFAULT_PRESET, preset_losses
+from dsd_core.spec import parse_spec
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))

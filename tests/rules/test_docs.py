@@ -13,9 +13,11 @@ from api.main import create_app
 from client.cli import app
 from dsd_core.data import DATASETS
 from dsd_core.distill.losses import LOSSES
+from dsd_core.distill.presets import PRESETS
 from dsd_core.models.licences import ALLOW
 from dsd_core.models.zoo_names import ZOO_TEACHERS
-from dsd_core.spec import DECODERS, OWN_NETWORKS, PRESETS, TORCHVISION_NETWORKS, load_spec
+from dsd_core.network_spec import DECODERS, OWN_NETWORKS, TORCHVISION_NETWORKS
+from dsd_core.spec import load_spec
 from jobs.settings import Settings
 from tests.conftest import ROOT
 

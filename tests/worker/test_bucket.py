@@ -110,12 +110,14 @@ def test_the_host_that_ran_a_job_last_goes_on_from_its_own_folder_which_may_be_a
 
 
 def test_a_host_whose_copy_is_older_than_anothers_takes_the_newer(
-    service: Service, s3: TestBucket, one: Settings, two: Settings
+    service: Service, s3: TestBucket, one: Settings, two: Settings, in_background: Start
 ) -> None:
-    job = service.submit("list checkpoint=1 killed", max_attempts=5)
-    run_on(one, job)
-    run_on(two, job, attempt=2)
-    run_on(one, job, attempt=3)
+    job = service.submit("list checkpoint=1 hang")
+    for turn, settings in enumerate((one, two, one), 1):
+        worker = in_background(job, settings=settings)
+        until(lambda turn=turn: notes(service, job).count("hanging") == turn)
+        worker.stopping.set()
+        assert worker.reason() == Reason.RELEASED
     assert found(service, job) == ["", "00000001-1", "00000001-1 00000001-2"]
 
 

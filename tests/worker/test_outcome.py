@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dsd_core import errors
 from dsd_core.errors import DsdError
 from jobs.status import Reason
 from worker.outcome import outcome
@@ -32,7 +33,7 @@ def test_exit_zero_without_a_result_is_no_success() -> None:
     assert error is not None and "without a result" in error["message"]
 
 
-NAMED = [cls for cls in DsdError.__subclasses__() if cls.code in set(Reason)]
+NAMED = [cls for cls in vars(errors).values() if isinstance(cls, type) and getattr(cls, "code", "") in set(Reason)]
 
 
 @pytest.mark.parametrize("cls", NAMED)

@@ -1,0 +1,118 @@
+"""Where jobs wait. Those of one line are alike to every worker, so each line is first come, first served.
+
+A line is a priority, a group and a demand. There are few of them, however many jobs wait: who looks for work looks at
+the head of each. A job without a line cannot be claimed: it runs, it has ended, it is paused, or it waits for others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from jobs.db import db_now
+from jobs.resources import Offer, demand_of, fits
+from jobs.status import HELD, Status
+from jobs.tables import JobRow, OutboxRow
+
+HIGHEST = 100  # priority
+CROWD = 32  # jobs of a line that others may take between a look and a claim
+
+
+def line_of(row: JobRow) -> str:
+    """The line of a job that can be claimed. Lines sort by priority, the highest first."""
+    demand = hashlib.sha256(str(demand_of(row.spec)).encode()).hexdigest()[:16]
+    return f"{_rank(row.priority)} {row.group} {demand}"
+
+
+def settle(s: Session, row: JobRow, now: datetime) -> None:
+    """Put a locked job into its line and announce it, or take it out, as its columns say."""
+    waits = row.status == Status.QUEUED and row.paused_at is None and row.needs_left == 0
+    row.line = line_of(row) if waits else None
+    s.flush()
+    announced = s.scalars(select(OutboxRow).where(OutboxRow.job_id == row.id)).one_or_none()
+    if announced is None and waits:
+        due = max(now, row.not_before or now)
+        s.add(OutboxRow(job_id=row.id, attempt=row.attempt, created_at=now, next_try_at=due))
+        s.flush()
+    elif announced is not None and not waits:
+        s.execute(delete(OutboxRow).where(OutboxRow.job_id == row.id))
+
+
+def candidates(s: Session, offer: Offer, now: datetime) -> Iterator[tuple[str, int]]:
+    """Id and attempt of what this worker should claim, the most urgent first.
+
+    Priority decides; among equals the group that has fewest jobs running, then who came first. So a group that queues a
+    thousand jobs keeps no other waiting. Other workers look at the same: who comes second gets the next of the line.
+    """
+    firsts = [first for line in _lines(s) if (first := _first(s, line, now)) and fits(demand_of(first.spec), offer)]
+    busy = _running_by_group(s)
+    for head in sorted(firsts, key=lambda row: (-row.priority, busy.get(row.group, 0), row.id)):
+        line = JobRow.line == head.line, JobRow.id > head.id, may_start(now)
+        yield head.id, head.attempt
+        for row in s.execute(select(JobRow.id, JobRow.attempt).where(*line).order_by(JobRow.id).limit(CROWD)):
+            yield row.id, row.attempt
+
+
+def may_start(now: datetime) -> ColumnElement[bool]:
+    """It is queued, and the time of its next try has come.
+
+    The status is asked all the same: processes of the version before leave jobs that they claim in their lines.
+    """
+    return and_(JobRow.status == Status.QUEUED, or_(JobRow.not_before.is_(None), JobRow.not_before <= now))
+
+
+def restand(s: Session) -> int:
+    """Put jobs into their lines that a process of the version before has queued; says how many."""
+    lineless = JobRow.line.is_(None), JobRow.paused_at.is_(None), JobRow.needs_left == 0
+    query = select(JobRow).where(JobRow.status == Status.QUEUED, *lineless).order_by(JobRow.id)
+    rows = s.scalars(query.with_for_update(skip_locked=True), execution_options={"populate_existing": True}).all()
+    for row in rows:
+        settle(s, row, db_now(s))
+    return len(rows)
+
+
+def positions(s: Session, rows: Collection[JobRow]) -> dict[str, int]:
+    """The place of each of these jobs among those that wait, 1 for the next; jobs without a line have none.
+
+    Priority and time of submission count; what fits which worker, and whose turn it is, may still change the order.
+    """
+    places: dict[str, int] = {}
+    waiting = sorted((row for row in rows if row.line is not None), key=lambda row: (-row.priority, row.id))
+    for priority in sorted({row.priority for row in waiting}, reverse=True):
+        equals = [row for row in waiting if row.priority == priority]
+        rank, first, last = _rank(priority), equals[0].id, equals[-1].id
+        alike = (JobRow.line >= rank, JobRow.line < rank + "!")
+        before = select(func.count()).where(JobRow.line < rank)
+        before_equals = select(func.count()).where(*alike, JobRow.id < first)
+        place = s.execute(before).scalar_one() + s.execute(before_equals).scalar_one()
+        between = select(JobRow.id).where(*alike, JobRow.id >= first, JobRow.id <= last).order_by(JobRow.id)
+        order = {job_id: place + i for i, job_id in enumerate(s.scalars(between), start=1)}
+        places |= {row.id: order[row.id] for row in equals if row.id in order}
+    return places
+
+
+def _rank(priority: int) -> str:
+    return f"{HIGHEST - priority:03d}"
+
+
+def _lines(s: Session) -> Sequence[str]:
+    """Every line that has a job, from one index entry to the next line's first: the cost is that of the lines alone."""
+    lines = select(func.min(JobRow.line).label("line")).where(JobRow.line.is_not(None)).cte("lines", recursive=True)
+    further = aliased(JobRow)
+    next_line = select(func.min(further.line)).where(further.line > lines.c.line).scalar_subquery()
+    lines = lines.union_all(select(next_line).where(lines.c.line.is_not(None)))
+    return s.scalars(select(lines.c.line).where(lines.c.line.is_not(None))).all()
+
+
+def _first(s: Session, line: str, now: datetime) -> JobRow | None:
+    query = select(JobRow).where(JobRow.line == line, may_start(now)).order_by(JobRow.id).limit(1)
+    return s.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+
+
+def _running_by_group(s: Session) -> dict[str, int]:
+    query = select(JobRow.group, func.count()).where(JobRow.status.in_(HELD)).group_by(JobRow.group)
+    return {group: count for group, count in s.execute(query)}
