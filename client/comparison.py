@@ -29,7 +29,10 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 NO_TEACHER = "no teacher"
-WITHOUT_EFFECT = {"train": {"seed", "loaders", "threads", "log_every", "checkpoint_every_s"}, "dataset": {"root"}}
+WITHOUT_EFFECT = {
+    "train": {"seed", "loaders", "threads", "log_every", "checkpoint_every_s", "checkpoints_kept", "resume"},
+    "dataset": {"root"},
+}
 SCORING = {"mode", "window", "stride", "scales", "flip"}
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from client.view import JobView
-from deploy.watchdog import die_with_parent, kill_group
+from deploy.watchdog import kill_group
 from dsd_core.errors import DsdError
 from dsd_core.events import read_lines
+from dsd_core.parent_death import die_with_parent
 
 Json = dict[str, Any]
 INTERRUPTED = 75  # a training process that was asked to stop and has saved its checkpoint

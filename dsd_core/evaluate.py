@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from dsd_core import dist
 from dsd_core.boundary import boundary_counts
 from dsd_core.data.dataset import IGNORE
 from dsd_core.data.loader import Batch
@@ -54,13 +54,10 @@ class Confusion:
         return self._of(self._flat() + other._flat())
 
     def reduced(self) -> Confusion:
-        """The sum over all processes of torch.distributed, in each of them; alone, its own counts."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.from_numpy(self._flat()).to(device)
-        dist.all_reduce(total)
-        return self._of(total.cpu().numpy())
+        """The sum over all processes (`dsd_core.dist`), in each of them; alone, its own counts."""
+        total = torch.from_numpy(self._flat())
+        dist.sum_([total])
+        return self._of(total.numpy())
 
     def iou(self) -> np.ndarray:
         """IoU of each class, NaN where it is absent."""
@@ -107,7 +104,7 @@ def evaluate(
     """Score `predict` (uint8 images N3HW to logits NKHW) over the batches. Returns the score, the images and the
     seconds.
 
-    Under torch.distributed each process gives its own share of the batches, and all get the score of the whole.
+    Of several processes each gives its own share of the batches, and all get the score of the whole.
     """
     start = time.perf_counter()
     confusion = Confusion(len(classes), boundary)

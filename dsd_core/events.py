@@ -46,10 +46,12 @@ class Started(_Event):
     device: str
     torch: str
     threads: int
+    processes: int = 1
     total_steps: int  # over all phases of all seeds
     resumed_from: int | None = None  # total steps already behind this run
     teacher_digest: str | None = None
     dataset_fingerprint: str | None = None
+    bit_exact: bool = True  # as in Result
 
 
 class Progress(_Event):
@@ -202,6 +204,9 @@ class Result(BaseModel):
     spec_digest: str
     code_version: str
     train_seconds: float
+    bit_exact: bool = True  # the weights are those of a run that was never interrupted
+    stopped_early: bool = False  # on request: the student is the best so far, and later seeds are left out
+    stopped_step: int | None = None  # of total_steps, where it was stopped early
     floor: float | None = None
     beats_floor: bool = True
 

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsd_core.checkpoint import storage_error
+from dsd_core.disk import storage_error
 from dsd_core.errors import DsdError
 from dsd_core.events import Cost, FileInfo, Result, Score, SeedResult
 from dsd_core.models.cost import count_flops, deployed_params, latency_ms

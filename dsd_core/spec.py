@@ -204,6 +204,11 @@ class Training(Part):
     """Steps between progress events; gradient norms of the terms are measured on those steps."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
     """Seconds between checkpoints; 0 writes one each step."""
+    checkpoints_kept: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Of the newest checkpoints; each holds the best weights so far too. Two or more outlive damage to one."""
+    resume: Literal["allow", "strict"] = "allow"
+    """Where an interrupted run would not end with the bits of an uninterrupted one (other machine, threads or code, or
+    CUDA): `allow` goes on and says so, `strict` ends the job."""
     keep: Literal["last", "best"] = "last"
     """Which weights become the student: the last, or the best on the validation split (an optimistic choice)."""
 
@@ -279,6 +284,7 @@ class Resources(Part):
 _NOT_TRAINED_BY: dict[str, Any] = {
     **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook"), True),
     "resources": {"device", "memory_gib", "labels"},
+    "train": {"checkpoints_kept", "resume"},
 }
 """Fields that say how a job is found, queued and placed, and nothing of what it computes."""
 

@@ -23,35 +23,33 @@ log = logging.getLogger(__name__)
 Numbered = tuple[dict[str, Any], int]  # an event, and the offset after its line
 
 
-def prepare(folder: Path, spec: dict[str, Any], teacher: Path | None) -> list[str]:
-    """Write spec.json and return the arguments of the training process.
+def prepare(folder: Path, spec: dict[str, Any], networks: dict[str, Path]) -> list[str]:
+    """Write spec.json and return the arguments of the training process. `networks` are weights, of teacher and student.
 
-    Raises WeightsError for a teacher that is gone, StorageError for the disk.
+    Raises WeightsError for weights that are gone, StorageError for the disk.
     """
-    if teacher is not None and not teacher.exists():
-        message = f"The files of the registered model are gone: there is no {teacher}."
-        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
+    for part, path in networks.items():
+        if not path.exists():
+            message = f"The student that is to be the {part} is gone: there is no {path}."
+            raise WeightsError(message, field=f"/{part}", hint="Choose another model or job.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"The run folder {folder} cannot be written: {error.strerror}.") from error
-    return [str(folder / "spec.json"), "--out", str(folder), *(["--teacher", str(teacher)] if teacher else [])]
+    options = [word for part, path in networks.items() for word in (f"--{part}", str(path))]
+    return [str(folder / "spec.json"), "--out", str(folder), *options]
 
 
-def registered_teacher(session: Session, spec: JobSpec) -> ModelRow | None:
-    """The registered model the spec names; None when it names a file or nothing. Raises WeightsError."""
-    if spec.teacher is None or spec.teacher.model is None:
-        return None
-    name, alias_or_version = parse_model(spec.teacher.model)
-    model = store.get_model_version(session, name, alias_or_version)
-    if model is None:
-        message = f"There is no registered model {spec.teacher.model!r}."
-        raise WeightsError(message, field="/teacher/model", hint="`dsd models` lists those that exist.")
-    if model.files_gone_at is not None:
-        message = f"The files of model {spec.teacher.model!r} were deleted to free storage."
-        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
-    return model
+def networks_of(session: Session, spec: JobSpec) -> dict[str, str]:
+    """The jobs whose exported students the spec names as `teacher` and `student`. Raises WeightsError."""
+    found = {}
+    for part, source in (("teacher", spec.teacher), ("student", spec.student)):
+        if source is not None and source.model is not None:
+            found[part] = _registered(session, source.model, f"/{part}/model").job_id
+        elif source is not None and source.job is not None:
+            found[part] = source.job
+    return found
 
 
 def log_tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> str:
@@ -96,6 +94,18 @@ class Tail:
 
     def copied(self, batch: list[Numbered]) -> None:
         self.offset = batch[-1][1]
+
+
+def _registered(session: Session, named: str, field: str) -> ModelRow:
+    name, alias_or_version = parse_model(named)
+    model = store.get_model_version(session, name, alias_or_version)
+    if model is None:
+        message = f"There is no registered model {named!r}."
+        raise WeightsError(message, field=field, hint="`dsd models` lists those that exist.")
+    if model.files_gone_at is not None:
+        message = f"The files of model {named!r} were deleted to free storage."
+        raise WeightsError(message, field=field, hint="Choose another version.")
+    return model
 
 
 def _write(path: Path, text: str) -> None:

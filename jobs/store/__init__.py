@@ -5,7 +5,7 @@
     reading      people: get, list_page, events_after
     estimates    people: when a job will start and end
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
-    workers      workers: register_worker, worker_beat; people: list_workers, set_drain
+    workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     retention    controller and people: what may be deleted, and that it was
@@ -29,7 +29,7 @@ from jobs.store.claims import (
 )
 from jobs.store.estimates import Estimate, estimate
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
-from jobs.store.queueing import positions, restand
+from jobs.store.queueing import has_work, positions, restand
 from jobs.store.reading import events_after, get, list_page
 from jobs.store.requests import (
     JobNotFound,
@@ -99,6 +99,7 @@ __all__ = [
     "forget_workers",
     "get",
     "get_model_version",
+    "has_work",
     "in_use",
     "installation",
     "is_job_id",

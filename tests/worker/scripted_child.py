@@ -5,6 +5,7 @@ The words of a script are obeyed from left to right; `tries.txt` in the run fold
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
@@ -78,6 +79,21 @@ def act(word: str, attempt: int, out: Path, emit: EventFile) -> int | None:
         time.sleep(120)
     elif word == "hang_first" and attempt == 1:
         return act("hang", attempt, out, emit)
+    elif word == "stall_first" and attempt == 1:
+        faulthandler.register(signal.SIGUSR1)
+        (out / "pulse").write_text("1")
+        return act("deaf", attempt, out, emit)
+    elif word == "wait_for_stop":  # SIGUSR2, as long as it takes
+        signal.signal(signal.SIGUSR2, lambda *_: (out / "asked_to_stop").touch())
+        (out / "pulse").write_text("1")
+        return act("wait_for=asked_to_stop", attempt, out, emit)
+    elif word == "take":  # MiB of memory
+        taken = bytearray(int(number) * 2**20)
+        emit(Note(message=f"took {len(taken)} bytes"))
+        return act("hang", attempt, out, emit)
+    elif word == "kill_worker":
+        os.kill(os.getppid(), signal.SIGKILL)
+        return act("deaf", attempt, out, emit)
     elif (word == "killed_first" and attempt == 1) or word == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "diverge":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,30 +15,26 @@ from jobs.settings import Settings
 from jobs.status import Reason, Status
 from tests.core.small import small_spec
 from tests.servers import TestBucket
-from tests.worker.service import SCRIPTED, RunningWorker, Service, until
-from worker import run
+from tests.worker.service import RunningWorker, Service, until
+from worker.slot import TRAINING
 
 Start = Callable[..., RunningWorker]
 
 
-def host(service: Service, s3: TestBucket, name: str, **changes: object) -> Settings:
-    """The settings of a worker with a disk of its own."""
-    shared = {"database_url": service.settings.db_url, "storage": s3.storage, "home": service.settings.home / name}
-    return service.settings.model_copy(update=shared | changes)
+def host(service: Service, s3: TestBucket, name: str) -> Service:
+    """The service as a worker with a disk of its own has it."""
+    own = {"database_url": service.settings.db_url, "storage": s3.storage, "home": service.settings.home / name}
+    return replace(service, settings=service.settings.model_copy(update=own))
 
 
 @pytest.fixture
-def one(service: Service, s3: TestBucket) -> Settings:
+def one(service: Service, s3: TestBucket) -> Service:
     return host(service, s3, "one")
 
 
 @pytest.fixture
-def two(service: Service, s3: TestBucket) -> Settings:
+def two(service: Service, s3: TestBucket) -> Service:
     return host(service, s3, "two")
-
-
-def run_on(settings: Settings, job: str, attempt: int = 1, command: tuple[str, ...] = SCRIPTED) -> Reason | None:
-    return run.run_job(settings, job, attempt, worker="test", command=command)
 
 
 def notes(service: Service, job: str) -> list[str]:
@@ -50,27 +47,27 @@ def found(service: Service, job: str) -> list[str]:
 
 
 def test_a_job_resumes_on_another_host_from_the_checkpoints_in_the_bucket(
-    service: Service, s3: TestBucket, one: Settings, two: Settings
+    service: Service, s3: TestBucket, one: Service, two: Service
 ) -> None:
     job = service.submit("list checkpoint=1 checkpoint=2 checkpoint=3 killed_first student finish")
-    assert run_on(one, job) == Reason.CRASHED
-    shutil.rmtree(one.home)
-    assert run_on(two, job, attempt=2) == Reason.FINISHED
+    assert one.run(job) == Reason.OOM_SUSPECTED
+    shutil.rmtree(one.settings.home)
+    assert two.run(job) == Reason.FINISHED
     assert found(service, job) == ["", "00000002-1 00000003-1"]
     kept = {"spec.json", "events.jsonl", "log.txt", "pictures/000010.png", "student/model.safetensors"}
     assert kept < s3.names(job)
     assert {name.split("/")[1] for name in s3.names(job) if "manifest" in name} == {"00000003-1", "00000003-2"}
-    assert not two.run_dir(job).exists()
+    assert not two.folder(job).exists()
 
 
 def test_the_history_goes_on_where_another_host_has_lost_the_end_of_the_events(
-    service: Service, s3: TestBucket, one: Settings, two: Settings
+    service: Service, s3: TestBucket, one: Service, two: Service
 ) -> None:
     job = service.submit("steps=2 killed_first finish")
-    run_on(one, job)
+    one.run(job)
     copied = service.row(job).events_offset
     s3.write(job, "events.jsonl", "")
-    run_on(two, job, attempt=2)
+    two.run(job)
     assert len(service.events(job, "progress")) == 4
     assert service.row(job).events_offset > copied
 
@@ -80,55 +77,55 @@ def test_a_power_cut_that_took_the_end_of_the_events_does_not_hide_those_that_fo
     service.run(job)
     file = service.folder(job) / "events.jsonl"
     file.write_bytes(file.read_bytes()[:-5])
-    assert service.run(job, attempt=2) == Reason.FINISHED
+    assert service.run(job) == Reason.FINISHED
     assert len(service.events(job, "progress")) == 4
 
 
 @pytest.mark.parametrize("harm", ["damaged", "half uploaded"])
 def test_a_checkpoint_that_is_not_whole_in_the_bucket_is_passed_over(
-    service: Service, s3: TestBucket, one: Settings, two: Settings, harm: str
+    service: Service, s3: TestBucket, one: Service, two: Service, harm: str
 ) -> None:
     job = service.submit("list checkpoint=1 checkpoint=2 killed_first finish")
-    run_on(one, job)
+    one.run(job)
     if harm == "damaged":
         s3.write(job, "checkpoints/00000002-1/tensors.safetensors", "x" * 5000)
     else:
         s3.objects.remove(job, ["checkpoints/00000002-1/manifest.json"])
-    assert run_on(two, job, attempt=2) == Reason.FINISHED
+    assert two.run(job) == Reason.FINISHED
     assert found(service, job)[1] == "00000001-1"
     assert ("00000002-1 is damaged" in s3.text(job, "log.txt")) == (harm == "damaged")
 
 
 def test_the_host_that_ran_a_job_last_goes_on_from_its_own_folder_which_may_be_ahead(
-    service: Service, s3: TestBucket, one: Settings
+    service: Service, s3: TestBucket, one: Service
 ) -> None:
     job = service.submit("list checkpoint=1 checkpoint=2 killed_first finish")
-    run_on(one, job)
+    one.run(job)
     s3.objects.remove(job, [name for name in s3.names(job) if "00000002-1" in name])
-    assert run_on(one, job, attempt=2) == Reason.FINISHED
+    assert one.run(job) == Reason.FINISHED
     assert found(service, job)[1] == "00000001-1 00000002-1"
 
 
 def test_a_host_whose_copy_is_older_than_anothers_takes_the_newer(
-    service: Service, s3: TestBucket, one: Settings, two: Settings, in_background: Start
+    service: Service, s3: TestBucket, one: Service, two: Service, in_background: Start
 ) -> None:
     job = service.submit("list checkpoint=1 hang")
-    for turn, settings in enumerate((one, two, one), 1):
-        worker = in_background(job, settings=settings)
+    for turn, where in enumerate((one, two, one), 1):
+        worker = in_background(job, where)
         until(lambda turn=turn: notes(service, job).count("hanging") == turn)
-        worker.stopping.set()
+        worker.board.shutting_down = True
         assert worker.reason() == Reason.RELEASED
     assert found(service, job) == ["", "00000001-1", "00000001-1 00000001-2"]
 
 
 def test_a_bucket_that_is_away_does_not_disturb_the_training_and_no_student_is_lost(
-    service: Service, s3: TestBucket, one: Settings, in_background: Start
+    service: Service, s3: TestBucket, one: Service, in_background: Start
 ) -> None:
     job = service.submit("checkpoint=1 wait_for=go checkpoint=2 steps=3 student finish")
-    worker = in_background(job, settings=one)
+    worker = in_background(job, one)
     until(lambda: service.events(job, "checkpoint"))
     s3.line.cut()
-    (one.run_dir(job) / "go").touch()
+    (one.folder(job) / "go").touch()
     until(lambda: service.events(job, "finished"))
     beat_at = service.row(job).heartbeat_at
     until(lambda: service.row(job).heartbeat_at != beat_at)
@@ -140,65 +137,65 @@ def test_a_bucket_that_is_away_does_not_disturb_the_training_and_no_student_is_l
 
 
 def test_a_worker_that_shuts_down_stores_the_last_checkpoint_before_it_gives_the_job_back(
-    service: Service, s3: TestBucket, one: Settings, two: Settings, in_background: Start
+    service: Service, s3: TestBucket, one: Service, two: Service, in_background: Start
 ) -> None:
     job = service.submit("list checkpoint=1 hang_first finish")
-    worker = in_background(job, settings=one)
+    worker = in_background(job, one)
     until(lambda: service.has_noted(job, "hanging"))
-    worker.stopping.set()
+    worker.board.shutting_down = True
     assert worker.reason() == Reason.RELEASED
-    assert run_on(two, job) == Reason.FINISHED
+    assert two.run(job) == Reason.FINISHED
     assert found(service, job)[1] == "00000001-1"
 
 
 def test_a_worker_that_shuts_down_while_the_bucket_is_away_gives_the_job_back_all_the_same(
-    service: Service, s3: TestBucket, in_background: Start, caplog: pytest.LogCaptureFixture
+    service: Service, s3: TestBucket, one: Service, in_background: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = service.submit("hang_first finish")
-    worker = in_background(job, settings=host(service, s3, "one", grace_s=1))
+    worker = in_background(job, one, grace_s=1)
     until(lambda: service.has_noted(job, "hanging"))
     s3.line.cut()
-    worker.stopping.set()
+    worker.board.shutting_down = True
     assert worker.reason() == Reason.RELEASED
     assert "job.not_stored" in caplog.text
     assert service.row(job).status == Status.QUEUED
 
 
 def test_a_cancel_reaches_a_job_that_waits_for_the_bucket(
-    service: Service, s3: TestBucket, one: Settings, in_background: Start
+    service: Service, s3: TestBucket, one: Service, in_background: Start
 ) -> None:
     s3.line.cut()
     job = service.submit("finish")
-    worker = in_background(job, settings=one)
+    worker = in_background(job, one)
     until(lambda: service.row(job).status == Status.RUNNING)
     service.cancel(job)
     assert worker.reason() == Reason.CANCELLED_BY_USER
     assert service.pids(job) == []
 
 
-def test_a_registered_teacher_is_fetched_from_the_bucket(service: Service, s3: TestBucket, one: Settings) -> None:
+def test_a_registered_teacher_is_fetched_from_the_bucket(service: Service, s3: TestBucket, one: Service) -> None:
     teacher = service.submit("student finish")
-    run_on(one, teacher)
+    one.run(teacher)
     with db.begin(service.engine) as s:
         store.add_model_version(s, name="teacher", version=1, job_id=teacher, files=[], tags={})
     job = service.submit("finish", kind="distill", teacher={"model": "teacher/1"})
-    assert run_on(one, job) == Reason.FINISHED
+    assert one.run(job) == Reason.FINISHED
     given = s3.text(job, "tries.txt").split()[1]
-    assert given == str(one.run_dir(job) / "inputs" / teacher / "student" / "model.safetensors")
+    assert given == str(one.folder(job) / "inputs" / teacher / "student" / "model.safetensors")
 
 
 def test_copies_of_ended_jobs_that_a_killed_worker_left_are_stored_and_deleted(
-    service: Service, s3: TestBucket, one: Settings
+    service: Service, s3: TestBucket, one: Service
 ) -> None:
     left = service.submit("hang", name="left")
     service.cancel(left)
-    one.run_dir(left).mkdir(parents=True)
-    (one.run_dir(left) / "copy").write_text("token")
+    one.folder(left).mkdir(parents=True)
+    (one.folder(left) / "copy").write_text("token")
     s3.write(left, "copy", "token")
-    (one.run_dir(left) / "log.txt").write_text("its last words")
-    run_on(one, service.submit("finish"))
+    (one.folder(left) / "log.txt").write_text("its last words")
+    one.run(service.submit("finish"))
     assert s3.text(left, "log.txt") == "its last words"
-    assert not one.run_dir(left).exists()
+    assert not one.folder(left).exists()
 
 
 def test_storage_without_its_package_or_of_another_kind_is_refused() -> None:
@@ -207,17 +204,18 @@ def test_storage_without_its_package_or_of_another_kind_is_refused() -> None:
 
 
 def test_the_real_child_resumes_on_another_host_and_ends_with_the_very_weights(
-    service: Service, s3: TestBucket, one: Settings, two: Settings, in_background: Start
+    service: Service, s3: TestBucket, one: Service, two: Service, in_background: Start
 ) -> None:
+    one, two = (replace(where, command=TRAINING) for where in (one, two))
     whole, broken = (submit(service, small_spec(None, train__epochs=3, train__checkpoint_every_s=0.0)) for _ in "12")
-    assert run_on(one, whole, command=run.TRAINING) == Reason.FINISHED
-    worker = in_background(broken, settings=one, command=run.TRAINING)
+    assert one.run(whole) == Reason.FINISHED
+    worker = in_background(broken, one)
     until(lambda: any(name.endswith("manifest.json") for name in s3.names(broken)))
     [child] = [process for process in psutil.Process().children() if "dsd_core" in process.cmdline()]
     child.kill()
-    assert worker.reason() == Reason.CRASHED
-    shutil.rmtree(one.home)
-    assert run_on(two, broken, attempt=2, command=run.TRAINING) == Reason.FINISHED
+    assert worker.reason() == Reason.OOM_SUSPECTED
+    shutil.rmtree(one.settings.home)
+    assert two.run(broken) == Reason.FINISHED
     assert service.events(broken, "started")[1].data["resumed_from"] > 0
     weights = [sha256_of(service, job, "model.safetensors") for job in (whole, broken)]
     assert weights[0] == weights[1]
