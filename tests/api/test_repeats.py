@@ -65,7 +65,7 @@ def at_once(times: int, call: Callable[[], T]) -> list[T]:
 
 @pytest.mark.fault("F10")
 def test_a_job_that_was_taken_before_the_api_died_is_found_by_the_repeated_request(api: Api) -> None:
-    api.start(fault="api.after_commit:kill")
+    api.start(fault="api.before_answer:kill")
     with pytest.raises(httpx.TransportError):
         url = f"{api.client.base_url}/api/v1/jobs"
         httpx.post(url, json=api.body(), headers={"Idempotency-Key": "k1"}, timeout=60)
