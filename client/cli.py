@@ -125,7 +125,7 @@ def submit(
     with Client() as client:
         queued = submit_all(client, job_file.read_all(file, overrides or ()))
         for job in () if as_json else queued:
-            _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]", soft_wrap=True)
+            _console().print(_queued(job), soft_wrap=True)
         if watch:
             queued = [_watch(client, job["id"], as_json) for job in queued]
         elif not as_json:
@@ -482,7 +482,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> Json:
         with JobView(console, f"{job['name']}  {job_id}") as view, told(view, lambda: client.job(job_id)):
             view.follow(client.events(job_id))
     except KeyboardInterrupt:
-        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   Stop it: dsd cancel {job_id}", file=sys.stderr)
+        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   End it: dsd cancel {job_id}", file=sys.stderr)
         raise
     job = client.job(job_id)
     if job.get("result") and not as_json:
@@ -501,7 +501,11 @@ def _say_queued(job: Json, as_json: bool) -> None:
     if as_json:
         _print_json(job)
     else:
-        _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]\nWatch it: dsd watch {job['id']}")
+        _console().print(f"{_queued(job)}\nWatch it: dsd watch {job['id']}", soft_wrap=True)
+
+
+def _queued(job: Json) -> str:
+    return f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]"
 
 
 def _say_standing(job: Json, as_json: bool) -> None:

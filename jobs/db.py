@@ -26,6 +26,7 @@ from dsd_core.errors import StorageError
 from jobs.tables import UtcDateTime
 
 BUSY_TIMEOUT_S = 10.0
+POOLED = 5  # connections that stay open
 WAL_SAFE_SINCE = (3, 51, 3)
 
 
@@ -45,11 +46,13 @@ def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Jour
     return JournalMode("DELETE", f"SQLite {ours}: before {fixed} a reset of the WAL can corrupt the file.")
 
 
-def make_engine(url: str, *, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0) -> Engine:
+def make_engine(
+    url: str, *, connections: int = 15, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0
+) -> Engine:
     """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file.
 
-    On PostgreSQL a statement ends with an error after `statement_timeout_s`, and who finds no connection free waits
-    for `pool_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
+    On PostgreSQL there are `connections` at most; who finds none free waits for `pool_timeout_s`, and a statement ends
+    with an error after `statement_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
     """
     to_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN in JSON; nor does SQLite here
     if make_url(url).get_backend_name() == "sqlite":
@@ -65,6 +68,8 @@ def make_engine(url: str, *, statement_timeout_s: float = 10.0, pool_timeout_s: 
         pool_pre_ping=True,
         pool_recycle=1800,
         pool_timeout=pool_timeout_s,
+        max_overflow=connections - POOLED,
+        pool_size=POOLED,
         connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in settings.items())},
     )
 
