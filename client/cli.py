@@ -26,8 +26,10 @@ from client.report import (
     job_details,
     jobs_table,
     models_table,
+    removals_table,
     result_table,
     standing,
+    storage_table,
     workers_table,
 )
 from client.save import save
@@ -347,6 +349,37 @@ def catalog(
         _print_json(found)
     else:
         _console().print(catalog_table(found))
+
+
+storage_app = typer.Typer(help="What the service keeps, and freeing it.", invoke_without_command=True)
+app.add_typer(storage_app, name="storage")
+
+
+@storage_app.callback()
+def storage(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show what the storage holds, and by which rules it is freed."""
+    if context.invoked_subcommand is not None:
+        return
+    with Client() as client:
+        held = client.storage()
+    if as_json:
+        _print_json(held)
+    else:
+        _console().print(storage_table(held))
+
+
+@storage_app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and delete nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete now what the rules of DSD_KEEP_DAYS, DSD_KEEP_CHECKPOINT_DAYS and DSD_KEEP_BYTES let go."""
+    with Client() as client:
+        pruned = client.prune(dry_run=dry_run)
+    if as_json:
+        _print_json(pruned)
+    else:
+        _console().print(removals_table(pruned))
 
 
 # --- without a service ------------------------------------------------------------------------------------------------

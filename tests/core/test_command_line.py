@@ -50,12 +50,13 @@ def wait_for(out: Path, process: subprocess.Popen, kind: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.fault("F3")
 def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothing_had_happened(tmp_path):
     job = write(small_spec(None, train__epochs=6, train__checkpoint_every_s=0.0), tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run("run", job, "--out", whole).returncode == 0
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(dsd_core("run", job, "--out", broken))
+    for fence, number in enumerate((signal.SIGKILL, signal.SIGTERM), start=1):
+        process = subprocess.Popen(dsd_core("run", job, "--out", broken, "--fence", fence))
         before = len([event for event in events_of(broken) if event.type == "checkpoint"])
         deadline = time.monotonic() + 120
         while len([event for event in events_of(broken) if event.type == "checkpoint"]) < before + 3:
@@ -65,11 +66,13 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
         code = process.wait(60)
         assert code == (75 if number == signal.SIGTERM else -9)
     assert not (broken / "student").exists()
-    assert run("run", job, "--out", broken).returncode == 0
+    assert run("run", job, "--out", broken, "--fence", 3).returncode == 0
     resumed = [event.resumed_from for event in events_of(broken) if event.type == "started"]
     assert len(resumed) == 3 and resumed[0] is None and 0 < resumed[1] < resumed[2]
     files = [(folder / "student" / "model.safetensors").read_bytes() for folder in (whole, broken)]
     assert files[0] == files[1]
+    written = [event.path for event in events_of(broken) if event.type == "checkpoint"]
+    assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
 
 
 def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):

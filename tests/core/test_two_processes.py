@@ -14,13 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dsd_core.errors import DsdError
 from dsd_core.events import Progress, parse, read_lines
 from dsd_core.spec import JobSpec
 from dsd_core.train import train
 from tests.builders import tiny_camvid
 from tests.core.small import WITHOUT_BATCH_NORM, save_teacher, small_spec
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dsd_core")
+ROOT = Path(__file__).resolve().parent.parent.parent
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
 
 
 def spec_of(folder: Path, **changes: object) -> JobSpec:
@@ -38,10 +40,11 @@ def spec_of(folder: Path, **changes: object) -> JobSpec:
     )
 
 
-def start(spec: JobSpec, out: Path) -> subprocess.Popen[bytes]:
+def start(spec: JobSpec, out: Path, program: tuple[str, ...] = ("dsd_core",)) -> subprocess.Popen[bytes]:
     out.mkdir(exist_ok=True)
     (out / "job.json").write_text(spec.model_dump_json())
-    return subprocess.Popen([*TORCHRUN, "run", str(out / "job.json"), "--out", str(out)], start_new_session=True)
+    command = [*TORCHRUN, *program, "run", str(out / "job.json"), "--out", str(out)]
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True)
 
 
 def events_of(out: Path) -> list:
@@ -102,3 +105,20 @@ def test_two_processes_have_the_loss_curve_of_one_and_killed_or_stopped_end_with
     assert json.loads((broken / "result.json").read_text())["bit_exact"]
     files = [(out / "student" / "model.safetensors").read_bytes() for out in (whole, broken)]
     assert files[0] == files[1]
+
+
+@pytest.mark.fault("F3")
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("kill", "Another process of this run has ended"),
+        pytest.param("raise", "RuntimeError: Fault point train.after_step", marks=pytest.mark.slow),
+    ],
+)
+def test_the_end_of_one_process_ends_the_other_which_says_why(fault, message, tmp_path):
+    root = tiny_camvid(tmp_path / "CamVid", train=6)
+    spec = small_spec(None, dataset={"name": "camvid", "root": str(root)}, train__batch=2, train__epochs=100_000)
+    agent = start(spec, tmp_path / "out", program=("tests.core.faulty_rank", f"train.after_step@2:{fault}"))
+    assert agent.wait(200) == 1 and (tmp_path / "out" / "exit_code").read_text() == f"{DsdError.exit_code}\n"
+    failed = events_of(tmp_path / "out")[-1]
+    assert failed.type == "failed" and failed.code == "internal" and failed.message.startswith(message)
