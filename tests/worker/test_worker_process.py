@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -15,58 +14,19 @@ import pytest
 
 from jobs import queue
 from jobs.status import Status
+from tests.servers import ROOT
+from tests.worker.fleet import QUICK, Fleet
 from tests.worker.service import Service, runs, until
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-class Fleet:
-    """Starts workers and controllers for one service; all end with the test."""
-
-    def __init__(self, service: Service, broker_url: str, logs: Path) -> None:
-        self.service = service
-        self.broker_url = broker_url
-        self.logs = logs
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def worker(self, name: str) -> subprocess.Popen[bytes]:
-        command = ["celery", "-A", "tests.worker.scripted_tasks", "worker", "-P", "prefork", "-c", "1", "-n", name]
-        return self._start(name, [*command, "--without-gossip", "--without-mingle", "-O", "fair", "-l", "info"])
-
-    def controller(self) -> subprocess.Popen[bytes]:
-        return self._start("controller", ["worker.controller"])
-
-    def log(self, name: str) -> str:
-        return (self.logs / f"{name}.log").read_text()
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait(60)
-
-    def _start(self, name: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-        quick = {"LEASE_S": "3", "HEARTBEAT_S": "0.3", "TICK_S": "0.3", "GRACE_S": "5", "REDISPATCH_S": "2"}
-        variables = {"HOME": str(self.service.settings.home), "BROKER_URL": self.broker_url, **quick}
-        environment = {**os.environ, **{f"DSD_{key}": value for key, value in variables.items()}}
-        environment.pop("DSD_DATABASE_URL", None)
-        environment.pop("DSD_MLFLOW_URL", None)
-        with open(self.logs / f"{name}.log", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdout=log, stderr=log, env=environment, cwd=ROOT
-            )
-        self.processes.append(process)
-        return process
 
 
 @pytest.fixture
 def fleet(service: Service, broker_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with ExitStack() as stack:
-        fleet = Fleet(service, broker_url, tmp_path)
-        stack.callback(fleet.end)
-        yield fleet
+    fleet = Fleet(service.settings.model_copy(update={"broker_url": broker_url, **QUICK}), tmp_path)
+    yield fleet
+    fleet.end()
 
 
-def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: Fleet) -> None:
+def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: Fleet, broker_url: str) -> None:
     job = service.submit("steps=2 finish")
     controller = fleet.controller()
     worker = fleet.worker("one")
@@ -74,7 +34,7 @@ def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: 
     assert (service.row(job).worker or "").startswith("celery@one/") or (service.row(job).worker or "").startswith(
         "one"
     )
-    queue.publish(queue.make_app(fleet.broker_url), job, 1)
+    queue.publish(queue.make_app(broker_url), job, 1)
     until(lambda: fleet.log("one").count("dsd.run_job") >= 2)
     worker.send_signal(signal.SIGTERM)
     controller.send_signal(signal.SIGTERM)
