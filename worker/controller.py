@@ -1,4 +1,5 @@
-"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, and keeps MLflow up to date.
+"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, and calls
+webhooks.
 
 Safe to run twice: outbox rows are handed to one relay at a time and a doubled message is refused by the claim, every
 move of a status is guarded by what it was, and tracking is done by whoever holds its lock.
@@ -18,6 +19,7 @@ from sqlalchemy import Engine
 
 from jobs import db, queue, store
 from jobs.settings import Settings, settings
+from worker import webhooks
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +42,15 @@ def main() -> None:
 
 
 def serve(settings: Settings, stop: Event) -> None:
-    """Relay and reconcile in this thread, track in another, until `stop`."""
+    """Relay and reconcile in this thread, track and call webhooks in others, until `stop`."""
     assert settings.broker_url is not None
     engine = db.make_engine(settings.db_url)
     app = queue.make_app(settings.broker_url)
     reconciler = Reconciler(engine, settings)
     tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
     tracking.start()
+    calling = Thread(target=webhooks.serve, args=(settings, stop), name="webhooks", daemon=True)
+    calling.start()
     log.info("controller.started")
     while not stop.is_set():
         _surviving(lambda: relay(engine, app))
@@ -54,6 +58,7 @@ def serve(settings: Settings, stop: Event) -> None:
             _surviving(reconciler.tick)
         stop.wait(RELAY_S)
     tracking.join(END_S)
+    calling.join(END_S)
     engine.dispose()
     log.info("controller.ended")
 

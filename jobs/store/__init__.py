@@ -7,6 +7,7 @@
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
     workers      workers: register_worker, worker_beat; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
+    webhooks     controller: due_webhooks, webhook_delivered, webhook_failed
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     moves        under them: the one place where a status moves
     queueing     under them: where jobs wait, and which is next
@@ -52,6 +53,7 @@ from jobs.store.tracking import (
     set_tracking,
     tracking_due,
 )
+from jobs.store.webhooks import due_webhooks, webhook_delivered, webhook_failed
 from jobs.store.workers import (
     WorkerNotFound,
     forget_workers,
@@ -78,6 +80,7 @@ __all__ = [
     "claim",
     "claim_next",
     "due_outbox",
+    "due_webhooks",
     "estimate",
     "events_after",
     "expire_leases",
@@ -111,5 +114,7 @@ __all__ = [
     "set_tracking",
     "submit",
     "tracking_due",
+    "webhook_delivered",
+    "webhook_failed",
     "worker_beat",
 ]
