@@ -18,7 +18,7 @@ from jobs.db import db_now
 from jobs.resources import Offer
 from jobs.status import HELD, OUTCOMES, Reason, Request, Status, backoff_s
 from jobs.store.moves import lock, move
-from jobs.store.queueing import heads, may_start
+from jobs.store.queueing import candidates, may_start
 from jobs.tables import JobEventRow, JobRow, Json
 
 MAX_RELEASES = 20  # more of them cost an attempt each, so that a job that is always given back comes to an end
@@ -48,26 +48,19 @@ class Heard:
 
 def claim_next(s: Session, offer: Offer, lease_s: float) -> Claim | None:
     """Take the queued job that is most urgent among those this worker can run. None: there is none."""
-    now = db_now(s)
-    for head in heads(s, offer, now):
-        # Other workers look at the same heads: whoever is second gets the next of the line.
-        first = select(JobRow).where(JobRow.line == head.line, may_start(now)).order_by(JobRow.id).limit(1)
-        row = s.scalars(
-            first.with_for_update(skip_locked=True), execution_options={"populate_existing": True}
-        ).one_or_none()
-        if row is not None:
-            return _take(s, row, offer.worker, lease_s, now)
+    for job_id, attempt in candidates(s, offer, db_now(s)):
+        if taken := claim(s, job_id, attempt, offer.worker, lease_s):
+            return taken
     return None
 
 
 def claim(s: Session, job_id: str, attempt: int, worker: str, lease_s: float) -> Claim | None:
     """Take this attempt at a job. None: someone else has it, it has ended, or it waits for something."""
     now = db_now(s)
-    row = lock(s, JobRow.id == job_id, JobRow.line.is_not(None), JobRow.attempt == attempt, may_start(now))
-    return None if row is None else _take(s, row, worker, lease_s, now)
-
-
-def _take(s: Session, row: JobRow, worker: str, lease_s: float, now: datetime) -> Claim:
+    free = JobRow.id == job_id, JobRow.line.is_not(None), JobRow.attempt == attempt, may_start(now)
+    row = lock(s, *free, skip_locked=True)
+    if row is None:
+        return None
     row = move(
         s,
         row,

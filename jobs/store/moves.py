@@ -19,9 +19,12 @@ from jobs.store.queueing import settle
 from jobs.tables import JobEventRow, JobNeedRow, JobRow, Json, WebhookRow
 
 
-def lock(s: Session, *where: ColumnElement[bool]) -> JobRow | None:
-    """The row as it is now, kept from other writers until the transaction ends. (SQLite's writer holds everything.)"""
-    query = select(JobRow).where(*where).with_for_update()
+def lock(s: Session, *where: ColumnElement[bool], skip_locked: bool = False) -> JobRow | None:
+    """The row as it is now, kept from other writers until the transaction ends. (SQLite's writer holds everything.)
+
+    `skip_locked`: None also where another writer has it.
+    """
+    query = select(JobRow).where(*where).with_for_update(skip_locked=skip_locked)
     return s.scalars(query, execution_options={"populate_existing": True}).one_or_none()
 
 

@@ -7,8 +7,7 @@ the head of each. A job without a line cannot be claimed: it runs, it has ended,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
@@ -20,6 +19,7 @@ from jobs.status import HELD, Status
 from jobs.tables import JobRow, OutboxRow
 
 HIGHEST = 100  # priority
+CROWD = 32  # jobs of a line that others may take between a look and a claim
 
 
 def line_of(row: JobRow) -> str:
@@ -42,25 +42,19 @@ def settle(s: Session, row: JobRow, now: datetime) -> None:
         s.execute(delete(OutboxRow).where(OutboxRow.job_id == row.id))
 
 
-@dataclass(frozen=True)
-class Head:
-    """The first job of a line that may be claimed now."""
-
-    job_id: str
-    line: str
-    group: str
-
-
-def heads(s: Session, offer: Offer, now: datetime) -> list[Head]:
-    """What this worker should claim, the most urgent first.
+def candidates(s: Session, offer: Offer, now: datetime) -> Iterator[tuple[str, int]]:
+    """Id and attempt of what this worker should claim, the most urgent first.
 
     Priority decides; among equals the group that has fewest jobs running, then who came first. So a group that queues a
-    thousand jobs keeps no other waiting.
+    thousand jobs keeps no other waiting. Other workers look at the same: who comes second gets the next of the line.
     """
-    firsts = [row for line in _lines(s) if (row := _first(s, line, now)) and fits(demand_of(row.spec), offer)]
+    firsts = [first for line in _lines(s) if (first := _first(s, line, now)) and fits(demand_of(first.spec), offer)]
     busy = _running_by_group(s)
-    firsts.sort(key=lambda row: (-row.priority, busy.get(row.group, 0), row.id))
-    return [Head(row.id, row.line or "", row.group) for row in firsts]
+    for head in sorted(firsts, key=lambda row: (-row.priority, busy.get(row.group, 0), row.id)):
+        line = JobRow.line == head.line, JobRow.id > head.id, may_start(now)
+        yield head.id, head.attempt
+        for row in s.execute(select(JobRow.id, JobRow.attempt).where(*line).order_by(JobRow.id).limit(CROWD)):
+            yield row.id, row.attempt
 
 
 def may_start(now: datetime) -> ColumnElement[bool]:
