@@ -33,7 +33,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import URL, Engine, create_engine, text
 
 from api.main import create_app
-from dsd_core.spec import JobSpec, load_spec
+from dsd_core.spec import JobSpec, load_spec, parse_spec
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Reason
@@ -102,9 +102,9 @@ class Stand:
     def cancel(self, job_id: str) -> None:
         self._checked(self.http.post(f"/api/v1/jobs/{job_id}/cancel"))
 
-    def submit(self, **changes: Any) -> str:
+    def submit(self, spec: JobSpec) -> str:
         with db.begin(self.engine) as s:
-            return store.submit(s, self.spec.model_copy(update=changes), max_attempts=3)[0].id
+            return store.submit(s, spec, max_attempts=3)[0].id
 
     def claim(self) -> Claim:
         with db.begin(self.engine) as s:
@@ -136,12 +136,7 @@ class Stand:
 def fill(stand: Stand) -> None:
     """Make the jobs: one of each sort through the store, the others as copies of it."""
     ended = [_ended(stand, Reason.FINISHED)] * 9 + [_ended(stand, Reason.DIVERGED)]
-    waiting = [
-        stand.submit(
-            priority=priority, group=group, resources=stand.spec.resources.model_copy(update={"device": device})
-        )
-        for priority, group, device in LINES
-    ]
+    waiting = [stand.submit(spec) for spec in _one_of_each_line(stand.spec)]
     with stand.engine.begin() as connection:
         connection.execute(text("CREATE TEMPORARY TABLE sorts (number int PRIMARY KEY, job_id text)"))
         for first, sorts, count in (("0", ended, stand.size.finished), ("10", waiting, stand.size.queued)):
@@ -159,8 +154,14 @@ def fill(stand: Stand) -> None:
     stand.last = waiting[-1]
 
 
+def _one_of_each_line(spec: JobSpec) -> Iterator[JobSpec]:
+    for priority, group, device in LINES:
+        resources = spec.resources.model_copy(update={"device": device})
+        yield spec.model_copy(update={"priority": priority, "group": group, "resources": resources})
+
+
 def _ended(stand: Stand, reason: Reason) -> str:
-    stand.submit(labels={"owner": "0", "project": "first"})
+    stand.submit(stand.spec.model_copy(update={"labels": {"owner": "0", "project": "first"}}))
     claim = stand.claim()
     with db.begin(stand.engine) as s:
         store.append_events(s, claim, [(event, offset) for offset, event in enumerate(run(), 1)])
@@ -238,8 +239,9 @@ def one_round(stand: Stand, watch: Watch) -> None:
     timed("GET /jobs/{job}, ended", stand.get, f"/api/v1/jobs/{stand.middle}", {})
     timed("GET /jobs/{job}, last in line", stand.get, f"/api/v1/jobs/{stand.last}", {})
     timed("POST /jobs/{job}/cancel", stand.cancel, timed("POST /jobs", stand.post))
-    timed("submit", stand.submit)
     claim = timed("claim", stand.claim)
+    spec = parse_spec(claim.spec)  # to stand in the same line
+    timed("submit", stand.submit, spec)
     timed("heartbeat", stand.beat, claim)
     timed("finish", stand.finish, claim)
     timed("controller's round", stand.reconcile)
@@ -249,7 +251,7 @@ def throughput(stand: Stand, threads: int, jobs: int) -> dict[str, float]:
     """Submits and claims a second."""
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
-        list(pool.map(lambda _: stand.submit(), range(jobs)))
+        list(pool.map(lambda _: stand.submit(stand.spec), range(jobs)))
         submitted = time.perf_counter()
         claims = list(pool.map(lambda _: stand.claim(), range(jobs)))
         claimed = time.perf_counter()
@@ -333,9 +335,7 @@ def markdown(report: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for row in report["costs"]:
-        cells = [
-            f"{row[s]['ms']} ({row[s]['ms_quartiles'][0]} to {row[s]['ms_quartiles'][1]})" for s in ("small", "large")
-        ]
+        cells = [_cell(row[size]) for size in ("small", "large")]
         lines.append(f"| {row['cost']} | {cells[0]} | {cells[1]} | {row['ratio']} |")
     lines += ["", "| jobs | threads | submits/s | claims/s |", "|---|---|---|---|"]
     for row in report["rates"]:
@@ -343,6 +343,11 @@ def markdown(report: dict[str, Any]) -> str:
     kept = "kept" if report["kept"] else "not kept"
     lines += ["", f"`GET /jobs` and claim within {HELD_TO:.0f} times of the small size: {kept}."]
     return "\n".join(lines) + "\n"
+
+
+def _cell(cost: dict[str, Any]) -> str:
+    low, high = cost["ms_quartiles"]
+    return f"{cost['ms']} ({low} to {high})"
 
 
 def say(line: str) -> None:
@@ -356,11 +361,12 @@ def main() -> None:
     parser.add_argument("--finished", type=int, default=LARGE.finished, help="ended jobs of the large size")
     arguments = parser.parse_args()
     large = Size(LARGE.name, arguments.finished, LARGE.queued)
-    load = os.getloadavg()[0]
+    before = os.getloadavg()[0]
     found = measure(large, arguments.rounds)
+    load = f"a load of {before:.1f} before and {os.getloadavg()[0]:.1f} after"
     report = {
         "command": "python benchmarks/queue.py",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f} before and {os.getloadavg()[0]:.1f} after",
+        "machine": f"{platform.machine()} with {os.cpu_count()} cores, {load}",
         **found,
         "kept": all(row["ratio"] <= HELD_TO for row in found["costs"] if row["cost"].startswith(PROMISED)),
     }

@@ -137,7 +137,7 @@ def test_a_host_that_is_no_longer_listed_is_not_called(engine: Engine, pool: Thr
 
 def test_a_redirect_is_not_followed() -> None:
     with receiving() as inside, receiving(f"http://127.0.0.1:{inside.url.split(':')[2]}") as receiver:
-        with pytest.raises(NotDelivered, match="answered 302. Redirects are not followed"):
+        with pytest.raises(NotDelivered, match=r"answered 302\. Redirects are not followed"):
             send(receiver)
     assert len(receiver.got) == 1 and inside.got == []
 
@@ -146,7 +146,7 @@ def test_a_name_that_leads_inside_is_not_connected_to() -> None:
     with receiving() as receiver:
         port = receiver.url.split(":")[2].removesuffix("/hook")
         message = Message(1, f"https://hooks.example.org:{port}/", {})
-        with pytest.raises(NotDelivered, match="leads to 127.0.0.1, which is no public address"):
+        with pytest.raises(NotDelivered, match=r"leads to 127\.0\.0\.1, which is no public address"):
             deliver(message, Settings(webhook_hosts=("hooks.example.org",)), names=lambda *_: ["127.0.0.1"])
     assert receiver.got == []
 
