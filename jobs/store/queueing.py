@@ -109,10 +109,8 @@ def _heads(s: Session, now: datetime) -> Sequence[JobRow]:
     next_line = select(func.min(further.line)).where(further.line > lines.c.line).scalar_subquery()
     lines = lines.union_all(select(next_line).where(lines.c.line.is_not(None)))
     first = select(JobRow.id).where(JobRow.line == lines.c.line, may_start(now)).order_by(JobRow.id).limit(1)
-    ids = s.scalars(select(first.scalar_subquery()).select_from(lines).where(lines.c.line.is_not(None))).all()
-    # By their ids: a planner that knows not how many lines there are might read the whole table.
-    query = select(JobRow).where(JobRow.id.in_([id for id in ids if id is not None]))
-    return s.scalars(query, execution_options={"populate_existing": True}).all()
+    ids = select(first.scalar_subquery()).select_from(lines).where(lines.c.line.is_not(None))
+    return s.scalars(select(JobRow).where(JobRow.id.in_(ids)), execution_options={"populate_existing": True}).all()
 
 
 def _running_by_group(s: Session) -> dict[str, int]:
