@@ -1,4 +1,4 @@
-"""`python -m deploy.doctor`: whether each part of the service answers, how it is set up, and what to do where it is not.
+"""`python -m deploy.doctor`: whether each part of the service answers, how it is set up, and what to do where not.
 
 Exit code 0 where all is well, else 1. It asks what this machine's `DSD_…` variables name, or the service `dsd up` runs
 in the home. Nothing is changed, and no password is printed.
