@@ -95,12 +95,12 @@ def db_now(session: Session) -> datetime:
     return session.execute(select(clock)).scalar_one()
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, revision: str = "head") -> None:
     """Bring the tables to the newest version; processes that do so at once wait for each other.
 
     Raises StorageError where the database is of a newer version than this code.
     """
-    _run_migration(url, partial(command.upgrade, revision="head"))
+    _run_migration(url, partial(command.upgrade, revision=revision))
 
 
 def downgrade(url: str, revision: str = "base") -> None:
