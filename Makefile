@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup check test test-fast faults soak demo up compare loss-costs clean
+.PHONY: setup check test test-fast faults soak demo up compare loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,9 @@ compare: setup
 
 loss-costs: setup
 	$(BIN)/python benchmarks/losses.py
+
+queue-costs: setup
+	$(BIN)/python benchmarks/queue.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

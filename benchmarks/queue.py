@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # this folder has a `queue` that is not the standard library's
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # this folder has a `queue` that is not the standard library's
 
 import argparse
 import json
