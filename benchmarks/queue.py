@@ -309,7 +309,7 @@ def measure(large: Size, rounds: int) -> dict[str, Any]:
                 return {
                     "sizes": {stand.size.name: _described(stand) for stand in stands},
                     "costs": watch.table(),
-                    "rates": rates(stands, repeats=3, jobs=100),
+                    "rates": rates(stands, repeats=3, jobs=60),
                 }
         finally:
             end(process, signal.SIGQUIT)
@@ -358,7 +358,7 @@ def say(line: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--rounds", type=int, default=60, help="requests of each sort to each database")
+    parser.add_argument("--rounds", type=int, default=30, help="requests of each sort to each database")
     parser.add_argument("--finished", type=int, default=LARGE.finished, help="ended jobs of the large size")
     arguments = parser.parse_args()
     large = Size(LARGE.name, arguments.finished, LARGE.queued)

@@ -104,7 +104,7 @@ def deliver(
     """Send a message, once. Raises SpecError where it may not be sent there, NotDelivered where it was not taken."""
     check_address(message.url, settings.webhook_hosts)
     body = json.dumps({"id": message.id, **message.payload}).encode()
-    headers = {
+    headers: dict[bytes | str, bytes | str] = {
         "Content-Type": "application/json",
         "User-Agent": "dsd-webhook/1",
         "X-DSD-Delivery": str(message.id),
