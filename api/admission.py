@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from api.registry import find_version
+from api.references import check_made, made_by_jobs, pinned, refuse_hopeless
 from dsd_core.check import Checked, check
-from dsd_core.errors import DataError, SpecError
-from dsd_core.spec import TEACHER_SOURCES, JobSpec, parse_model
+from dsd_core.errors import DataError
+from dsd_core.spec import TEACHER_SOURCES, JobSpec
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -22,13 +22,16 @@ LOOK_BACK = 100  # jobs
 
 
 def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
-    """The spec as it will run, its registered teacher pinned to a version: an alias may move while the job waits.
+    """The spec as it will run, the registered models it names pinned to a version.
 
     Raises SpecError, DataError or WeightsError, naming the field, for what makes the job impossible.
     """
     if spec.webhook is not None:
         check_address(spec.webhook, settings.webhook_hosts)
-    spec, teacher = _pinned(spec, engine)
+    with db.reading(engine) as s:
+        spec = pinned(s, spec)
+        refuse_hopeless(s, spec)
+        made = made_by_jobs(s, spec)
     try:
         checked = check(spec, budget_s=BUDGET_S, data_roots=settings.data_roots, service=True)
     except OSError as error:
@@ -37,39 +40,15 @@ def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
             field="/dataset/root",
             hint="Check the paths in the spec, and that the service may read them.",
         ) from error
-    if teacher is not None:
-        _check_classes(teacher, checked)
+    for network in made:
+        checked = check_made(network, checked)
     return checked
-
-
-def _pinned(spec: JobSpec, engine: Engine) -> tuple[JobSpec, JobRow | None]:
-    """The spec with its registered teacher as name/version, and the job that made it; None where it names no model."""
-    if spec.teacher is None or spec.teacher.model is None:
-        return spec, None
-    field = "/teacher/model"
-    try:
-        name, version = parse_model(spec.teacher.model)
-    except SpecError as error:
-        raise SpecError(error.message, field=field, hint=error.hint) from error
-    with db.reading(engine) as s:
-        found = find_version(s, name, version, field=field)
-        teacher = spec.teacher.model_copy(update={"model": f"{found.name}/{found.version}"})
-        return spec.model_copy(update={"teacher": teacher}), store.get(s, found.job_id)
-
-
-def _check_classes(teacher: JobRow, checked: Checked) -> None:
-    theirs = tuple((teacher.result or {}).get("classes", ()))
-    if theirs and theirs != checked.classes:
-        raise SpecError(
-            f"The teacher knows the {len(theirs)} classes {', '.join(theirs)}; dataset {checked.spec.dataset.name!r} "
-            f"has the {len(checked.classes)} classes {', '.join(checked.classes)}.",
-            field="/teacher/model",
-            hint="Take a teacher that was trained on a dataset with these classes.",
-        )
 
 
 def estimated(s: Session, checked: Checked) -> dict[str, Any]:
     """The estimates of the check, and a duration by the speed of the newest job with the same networks and crop."""
+    if not checked.spec.trains:
+        return checked.estimates | {"duration_s": None, "basis": "Nothing is trained; scoring is not estimated."}
     rows, _ = store.list_page(s, limit=LOOK_BACK, status=Status.SUCCEEDED)
     spec = checked.spec.model_dump(mode="json")
     alike = next((row for row in rows if _speed(row) and _shape(row.spec) == _shape(spec)), None)

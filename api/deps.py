@@ -9,8 +9,9 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
-from api.body import read_spec
+from api.body import read_patch, read_spec, read_wishes
 from api.errors import Unauthorized
+from api.schemas import JobWishes, Json
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
 
@@ -43,3 +44,5 @@ async def _engine(request: Request) -> Engine:
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
 Spec = Annotated[JobSpec, Depends(read_spec)]
+Patch = Annotated[Json, Depends(read_patch)]
+Wishes = Annotated[JobWishes, Depends(read_wishes)]

@@ -14,8 +14,8 @@ from typing import Any
 from client.home import running
 from client.http import Client
 from client.local import need, program
-from deploy.watchdog import die_with_parent
 from dsd_core.errors import DsdError
+from dsd_core.parent_death import die_with_parent
 
 Json = dict[str, Any]
 START_S = 120.0

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from deploy.home import UpError
 from jobs.settings import Settings
+from worker.machine import chosen, gpus, shares
 
 PYTHON = (sys.executable, "-P", "-m")  # -P: a folder named `api` where the user stands must not shadow ours
 
@@ -102,14 +103,20 @@ def controller() -> Service:
     return Service("controller", (*PYTHON, "worker.controller"))
 
 
-def worker(number: int, home: Path, settings: Settings) -> Service:
+def workers(home: Path, settings: Settings) -> list[Service]:
+    """The workers of this machine, each with GPUs of its own where there are any. Raises NoSuchDevice."""
+    devices = shares(chosen(settings.devices, gpus()), settings.workers)
+    return [_worker(number, home, settings, share) for number, share in enumerate(devices, start=1)]
+
+
+def _worker(number: int, home: Path, settings: Settings, devices: str) -> Service:
     """One Celery worker with one slot; its node name is unique among all homes that share a broker."""
     where = hashlib.sha256(os.fsencode(home)).hexdigest()[:6]
     argv = (
         *(*PYTHON, "celery", "-A", "worker.tasks", "worker", "-P", "prefork", "-c", "1", "-O", "fair"),
         *("--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"worker-{number}-{where}@%h"),
     )
-    return Service(f"worker-{number}", argv, stop_s=settings.grace_s + 15.0)
+    return Service(f"worker-{number}", argv, {"DSD_DEVICES": devices}, stop_s=settings.grace_s + 15.0)
 
 
 def _answers(url: str) -> bool:

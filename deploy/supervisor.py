@@ -13,7 +13,8 @@ from pathlib import Path
 
 from deploy.home import UpError, log_path, log_tail, open_log
 from deploy.services import Service
-from deploy.watchdog import Watchdog, die_with_parent, kill_group
+from deploy.watchdog import Watchdog, kill_group
+from dsd_core.parent_death import die_with_parent
 
 TICK_S = 0.1
 GATE_S = 90.0  # a service the others wait for must be healthy within this time

@@ -153,8 +153,8 @@ def _services(settings: Settings, api_url: str, own_mlflow: bool) -> tuple[list[
     home = settings.home_dir
     front = [] if settings.broker_url else [services.broker(home, home_folder.socket_path(home))]
     back = [services.mlflow(home, settings)] if own_mlflow else []
-    workers = [services.worker(number, home, settings) for number in range(1, settings.workers + 1)]
-    return [*front, services.api(settings, api_url)], [*back, services.controller(), *workers]
+    back += [services.controller(), *services.workers(home, settings)]
+    return [*front, services.api(settings, api_url)], back
 
 
 def _reachable(host: str) -> str:

@@ -6,14 +6,9 @@ The supervisor writes `+PGID` and `-PGID` lines into a pipe; the end of the pipe
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
-from collections.abc import Callable
 from contextlib import suppress
-
-PR_SET_PDEATHSIG = 1
 
 
 class Watchdog:
@@ -55,17 +50,3 @@ def kill_group(group: int, number: int) -> bool:
         os.killpg(group, number)
         return True
     return False
-
-
-def die_with_parent() -> Callable[[], None] | None:
-    """What a new process runs before its program so that the kernel kills it when its parent dies; None off Linux."""
-    if not sys.platform.startswith("linux"):
-        return None
-    parent, libc = os.getpid(), ctypes.CDLL(None, use_errno=True)
-
-    def arm() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return arm

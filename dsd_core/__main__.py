@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsd_core.errors import DataError, DsdError, Interrupted, OutOfMemoryError, SpecError
+from dsd_core.errors import DataError, DsdError, SpecError
 
 if TYPE_CHECKING:
     from dsd_core.events import Score
@@ -43,28 +41,15 @@ def run(
     job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")],
     out: Annotated[Path, typer.Option(help="run folder; an interrupted run in it is resumed")],
     teacher: Annotated[Path | None, typer.Option(help="weights file of the teacher, in place of the spec's")] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
+    ] = None,
+    fence: Annotated[int, typer.Option(min=0, help="number of this attempt, in the names of its checkpoints")] = 0,
 ) -> None:
-    """Train the job's student in a run folder, without any service."""
-    from dsd_core.events import EventFile, Failed, Finished
-    from dsd_core.spec import load_spec
+    """Do a job in a run folder, without any service: train its student, or evaluate or export one."""
+    from dsd_core.attempt import run_attempt
 
-    stopping = _stop_on_signals()
-    spec = load_spec(job)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "spec.json").write_text(spec.model_dump_json(indent=1))
-    emit = EventFile(out / "events.jsonl")
-    try:
-        from dsd_core.train import fit
-
-        emit(Finished(result=fit(spec, out, emit, teacher_weights=teacher, stop=lambda: bool(stopping))))
-    except Interrupted:
-        raise
-    except Exception as error:
-        told = _as_dsd_error(error)
-        emit(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
-        if told is not error:
-            traceback.print_exc()
-        raise told from error
+    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence)
 
 
 @app.command()
@@ -235,36 +220,6 @@ def main() -> None:
     except DsdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-
-
-def _stop_on_signals() -> list[int]:
-    """SIGTERM and SIGINT ask for a checkpoint and an orderly end; the list holds those that came."""
-    received: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-
-    signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, note)
-    return received
-
-
-def _as_dsd_error(error: Exception) -> DsdError:
-    import torch
-
-    from dsd_core.checkpoint import UNWRITABLE, storage_error
-
-    if isinstance(error, DsdError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return OutOfMemoryError(
-            f"Memory ran out: {str(error).splitlines()[0] if str(error) else 'no more to be had'}",
-            field="/train/batch",
-            hint="Lower train.batch or train.augment.crop, or run it on a larger device.",
-        )
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return storage_error(error, Path(error.filename or "the run folder"))
-    return DsdError(f"{type(error).__name__}: {error}")
 
 
 def _print_score(score: Score) -> None:

@@ -9,6 +9,8 @@
     ├── DivergedError         a loss became NaN or infinite
     ├── OutOfMemoryError      the device or the machine has too little memory
     ├── StorageError          the disk is full or cannot be written
+    ├── NothingToKeepError    the run was to stop and keep its best student, but has none yet
+    ├── PeerLostError         another process of the same run has ended
     └── Interrupted           the run was asked to stop; its checkpoint is safe
 
 Each class carries a stable `code` (also the reason a job ends with, `jobs.status.Reason`) and the exit code of a
@@ -106,6 +108,17 @@ class StorageError(DsdError):
 
     code = "storage"
     exit_code = 74
+
+
+class NothingToKeepError(DsdError):
+    """The run was stopped before its student had been trained at all."""
+
+    code = "nothing_to_keep"
+    exit_code = 69
+
+
+class PeerLostError(DsdError):
+    """Another process of this run has ended."""
 
 
 class Interrupted(DsdError):

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from dsd_core import dist
 from dsd_core.boundary import boundary_counts
 from dsd_core.data.dataset import IGNORE
 from dsd_core.data.loader import Batch
-from dsd_core.events import Score
+from dsd_core.errors import Interrupted
+from dsd_core.events import Evaluated, Event, FurtherSeed, Score, Subject
+from dsd_core.inference import LogitsOf, predictor
+from dsd_core.spec import Evaluation
 
 
 @dataclass
@@ -54,13 +57,10 @@ class Confusion:
         return self._of(self._flat() + other._flat())
 
     def reduced(self) -> Confusion:
-        """The sum over all processes of torch.distributed, in each of them; alone, its own counts."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return self
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        total = torch.from_numpy(self._flat()).to(device)
-        dist.all_reduce(total)
-        return self._of(total.cpu().numpy())
+        """The sum over all processes (`dsd_core.dist`), in each of them; alone, its own counts."""
+        total = torch.from_numpy(self._flat())
+        dist.sum_([total])
+        return self._of(total.numpy())
 
     def iou(self) -> np.ndarray:
         """IoU of each class, NaN where it is absent."""
@@ -107,7 +107,7 @@ def evaluate(
     """Score `predict` (uint8 images N3HW to logits NKHW) over the batches. Returns the score, the images and the
     seconds.
 
-    Under torch.distributed each process gives its own share of the batches, and all get the score of the whole.
+    Of several processes each gives its own share of the batches, and all get the score of the whole.
     """
     start = time.perf_counter()
     confusion = Confusion(len(classes), boundary)
@@ -116,6 +116,40 @@ def evaluate(
             confusion.add(predict(batch.images_N3HW).argmax(dim=1), batch.labels_NHW)
     whole = confusion.reduced()
     return whole.score(classes), whole.images, time.perf_counter() - start
+
+
+def evaluate_and_tell(
+    network: LogitsOf,
+    batches: Iterable[Batch],
+    images: int,
+    classes: tuple[str, ...],
+    options: Evaluation,
+    emit: Callable[[Event], None],
+    *,
+    subject: Subject,
+    seed: FurtherSeed = None,
+    step: int = 0,
+    total_step: int = 0,
+) -> Score:
+    """As `evaluate`, of a network that looks at the images as `options` say; its score also becomes an event.
+
+    Raises Interrupted where the batches of all processes end before `images`.
+    """
+    score, seen, seconds = evaluate(predictor(network, options), batches, classes, boundary=options.boundary)
+    if seen < images:
+        raise Interrupted(f"Stopped while the {subject} was scored.")
+    emit(
+        Evaluated(
+            subject=subject,
+            seed=seed,
+            step=step,
+            total_step=total_step,
+            images=images,
+            seconds=seconds,
+            **score.model_dump(),
+        )
+    )
+    return score
 
 
 def _ratios(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -15,18 +15,19 @@ import time
 
 VARIABLE = "DSD_FAULT"
 
-_passed: dict[str, int] = {}
+_passed: dict[tuple[str, str], int] = {}
+"""How often each place was passed, for each value of the variable."""
 
 
 def fault_point(name: str) -> None:
     """Fail here, if the environment asks for it. Raises RuntimeError for `raise`, ValueError for an unknown action."""
     wanted = os.environ.get(VARIABLE)
     if wanted:
-        _passed[name] = _passed.get(name, 0) + 1
+        times = _passed[wanted, name] = _passed.get((wanted, name), 0) + 1
         for item in wanted.split(","):
             place, _, action = item.partition(":")
             at, _, count = place.partition("@")
-            if at == name and _passed[name] == int(count or 1):
+            if at == name and times == int(count or 1):
                 _act(name, action)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from dsd_core import dist
 from dsd_core.checkpoint import flatten_optimizer, prefixed, restore_optimizer, stripped
 from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import Layers
@@ -25,6 +27,8 @@ from dsd_core.models.weights import Fit, load_encoder
 from dsd_core.optim import Precision, Weights, backward, build_optimizer
 from dsd_core.spec import JobSpec
 
+RANKS_APART = 0x9E3779B97F4A7C15
+"""Between the seeds of processes that train together, whose dropout must differ."""
 CRITIC_RATE = 4e-4  # as the released code of structured knowledge distillation
 
 
@@ -59,7 +63,9 @@ class Learner:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One optimiser step at learning rate `rate`; `progress` in (0, 1] is the share of the phase behind it.
 
-        Returns the unweighted terms with `loss`, their weighted sum, and the gradient norms (`total` always).
+        Several processes take it together, each with its share of the batch: batch normalisation sees that share, and
+        its running statistics are averaged. Returns the unweighted terms with `loss`, their weighted sum, and the
+        gradient norms (`total` always); with `measure` the terms are those of the whole batch.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -72,25 +78,42 @@ class Learner:
         norms["total"] = nn.utils.clip_grad_norm_(self.task.learned(), self.clip_norm)
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
+        self._average_statistics(len(batch))
         if self.average is not None:
             self.average.update_parameters(self.student)
         if self.critic_optimizer is not None:
             self._train_critics(criticism)
-        return {name: value.detach() for name, value in terms.items()}, norms
+        values = {name: value.detach() for name, value in terms.items()}
+        if measure:
+            dist.sum_(list(values.values()))
+        return values, norms
+
+    def _average_statistics(self, images: int) -> None:
+        if dist.world() == 1:
+            return
+        norms = [module for module in self.student.modules() if isinstance(module, _BatchNorm)]
+        found = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
+        statistics = [statistic for statistic in found if statistic is not None]
+        share = dist.shares(torch.tensor(float(images)))
+        for statistic in statistics:
+            statistic.mul_(share)
+        dist.sum_(statistics)
 
     def _train_critics(self, criticism: dict[str, Tensor]) -> None:
         assert self.critic_optimizer is not None
         self.critic_optimizer.zero_grad(set_to_none=True)
         torch.stack(list(criticism.values())).sum().backward()
+        dist.sum_([p.grad for p in self.task.critics.parameters() if p.grad is not None])
         self.critic_optimizer.step()
 
     def keep_if_best(self, miou: float | None) -> None:
+        """Remember the weights that are shown, where they score higher than any before."""
         if miou is not None and miou > self.best_miou:
             self.best_miou = miou
             self.best = {key: value.detach().clone() for key, value in self.shown.state_dict().items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of it, random generators included."""
+        """What a checkpoint holds of it, random generators of all processes included."""
         tensors = prefixed("student", self.student) | flatten_optimizer("optimizer", self.optimizer)
         tensors |= prefixed("projections", self.task.projections) | prefixed("critics", self.task.critics)
         if self.critic_optimizer is not None:
@@ -98,9 +121,11 @@ class Learner:
         if self.average is not None:
             tensors |= prefixed("average", self.average)
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
-        tensors["random.cpu"] = torch.get_rng_state()
+        for rank, generator in enumerate(dist.gathered(torch.get_rng_state())):
+            tensors[f"random.cpu.{rank}"] = generator
         if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
+            for rank, generator in enumerate(dist.gathered(torch.cuda.get_rng_state())):
+                tensors[f"random.cuda.{rank}"] = generator
         return tensors
 
     def state(self) -> dict[str, Any]:
@@ -126,9 +151,11 @@ class Learner:
         self.weights.found = dict(state["found_weights"])
         if state["scaler"]:
             self.precision.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"])
+        cpu, cuda = f"random.cpu.{dist.rank()}", f"random.cuda.{dist.rank()}"
+        if cpu in tensors:  # a process more than there were goes on with what its seed gave it
+            torch.set_rng_state(tensors[cpu])
+        if cuda in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors[cuda])
 
 
 def build_learner(
@@ -157,7 +184,7 @@ def build_learner(
         class_weights=None if class_weights is None else class_weights.to(device),
     ).to(device)
     precision = Precision(device, training)
-    torch.manual_seed(training.seed)
+    torch.manual_seed((training.seed + dist.rank() * RANKS_APART) % 2**63)
     clip_norm = math.inf if training.clip_norm is None else training.clip_norm
     critics = list(task.critics.parameters())
     return Learner(

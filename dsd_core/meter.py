@@ -13,10 +13,12 @@ import torch
 
 @dataclass(frozen=True)
 class Spent:
-    """Time on the wall, and of this process on all its processor cores; loader processes are not in the latter."""
+    """Optimiser steps with their time on the wall, and of this process on all its processor cores; loader processes
+    are not in the latter."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    steps: int = 0
 
     @classmethod
     def until_now(cls) -> Spent:
@@ -24,10 +26,10 @@ class Spent:
         return cls(time.perf_counter(), time.process_time())
 
     def __add__(self, other: Spent) -> Spent:
-        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds, self.steps + other.steps)
 
     def __sub__(self, other: Spent) -> Spent:
-        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds, self.steps - other.steps)
 
 
 class Meter:
@@ -40,11 +42,13 @@ class Meter:
         self._before = before
         self._first_step = first_step
         self._start = Spent.until_now()
-        self._window_start = self._saved_at = self._start.seconds
+        self._window_start = self._start.seconds
         self._paused = Spent()
         self._window_images = 0
+        self._steps = 0
 
-    def count(self, images: int) -> None:
+    def count_step(self, images: int) -> None:
+        self._steps += 1
         self._window_images += images
 
     @contextmanager
@@ -62,13 +66,7 @@ class Meter:
 
     @property
     def _here(self) -> Spent:
-        return Spent.until_now() - self._start - self._paused
-
-    def saved(self) -> None:
-        self._saved_at = time.perf_counter()
-
-    def since_saved(self) -> float:
-        return time.perf_counter() - self._saved_at
+        return Spent.until_now() - self._start - self._paused + Spent(steps=self._steps)
 
     def rates(self, step: int, steps: int) -> tuple[float, float]:
         """Images per second since the last call, and the seconds the rest of the phase will take at its mean pace."""

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from dsd_core import dist
 from dsd_core.distill.presets import Loss
 from dsd_core.distill.task import DistillTask
 from dsd_core.errors import DivergedError
@@ -59,8 +60,8 @@ class Precision:
 def backward(
     task: DistillTask, terms: dict[str, Tensor], weights: Weights, precision: Precision, *, measure: bool
 ) -> dict[str, Tensor]:
-    """Accumulate the gradient of the weighted sum, and put it into `terms` as `loss`; with `measure` also return the
-    norm of each weighted term's own gradient at the student's parameters.
+    """Accumulate the gradient of the weighted sum, over all processes, and put that sum into `terms` as `loss`; with
+    `measure` also return the norm of each weighted term's own gradient at the student's parameters.
 
     Measuring takes one backward pass a term instead of one in all, and brings weights that are `auto` up to date.
     """
@@ -75,23 +76,29 @@ def backward(
     terms["loss"] = torch.stack([now[term] * terms[term] for term in now]).sum()
     if not gradients:
         precision.scaler.scale(terms["loss"]).backward()
+        dist.sum_([parameter.grad for parameter in task.learned() if parameter.grad is not None])
     for term, found in gradients.items():
         for parameter, gradient in zip(task.learned(), found, strict=True):
             if gradient is not None:
-                gradient = now[term] * gradient
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                if parameter.grad is None:  # in the parameter's layout, which decides how later sums are rounded
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.add_(now[term] * gradient)
     return {term: now[term] * norm for term, norm in norms.items()}
 
 
 def _gradients(task: DistillTask, terms: dict[str, Tensor], precision: Precision) -> dict[str, list[Tensor | None]]:
-    """The gradient of each unweighted term at all that is learned; a term without any is left out."""
+    """The gradient of each unweighted term at all that is learned, of all processes; a term without any is left
+    out."""
     scaled = {loss.term: precision.scaler.scale(terms[loss.term]) for loss in task.losses}
     grown = {term: value for term, value in scaled.items() if value.requires_grad}
     last = list(grown)[-1] if grown else None
-    return {
+    found: dict[str, list[Tensor | None]] = {
         term: list(torch.autograd.grad(value, task.learned(), retain_graph=term != last, allow_unused=True))
         for term, value in grown.items()
     }
+    for gradients in found.values():
+        dist.sum_([gradient for gradient in gradients if gradient is not None])
+    return found
 
 
 def _norm(gradients: list[Tensor | None], precision: Precision) -> Tensor:
@@ -136,11 +143,23 @@ class Weights:
 
 
 def refuse_non_finite(losses: tuple[Loss, ...], bad: Tensor, phase: str, step: int) -> None:
-    """Raise DivergedError that names the terms marked in `bad` (bool, one a loss); this waits for the device."""
-    if bad.any():
-        names = ", ".join(loss.term for loss, is_bad in zip(losses, bad.tolist(), strict=True) if is_bad)
-        raise DivergedError(
-            f"The loss {names} became NaN or infinite in phase {phase}, at or shortly before step {step}.",
-            field="/train/learning_rate",
-            hint="Lower the learning rate, set clip_norm, or lower that loss's weight. The last checkpoint is finite.",
-        )
+    """Raise DivergedError that names the terms marked in `bad` (bool, one a loss) in any process; this waits for the
+    device."""
+    marked = dist.largest(*bad.float().tolist())
+    names = ", ".join(loss.term for loss, is_bad in zip(losses, marked, strict=True) if is_bad)
+    if names:
+        raise _diverged(f"The loss {names}", phase, step)
+
+
+def refuse_non_finite_weights(student: nn.Module, phase: str, step: int) -> None:
+    """Raise DivergedError where a weight is NaN or infinite, which a step may leave whose losses were all finite."""
+    if not torch.stack([tensor.isfinite().all() for tensor in student.state_dict().values()]).all():
+        raise _diverged("A weight of the student", phase, step)
+
+
+def _diverged(what: str, phase: str, step: int) -> DivergedError:
+    return DivergedError(
+        f"{what} became NaN or infinite in phase {phase}, at or shortly before step {step}.",
+        field="/train/learning_rate",
+        hint="Lower the learning rate, set clip_norm, or lower that loss's weight. The last checkpoint is finite.",
+    )

@@ -3,31 +3,37 @@
 A run has up to two training phases, `baseline` (the student without a teacher) and `student`, with the same seed,
 order of data and schedule, and goes through them once for each seed: a leg is a phase with a seed. All state that
 changes is in the checkpoint, and all randomness of the data is a function of (seed, epoch, image), so a run that is
-killed and started again ends with the same bits on the CPU (same number of threads).
+killed and started again ends with the same bits on the CPU (same machine, threads and processes).
+
+Several processes may train together (`dsd_core.dist`): all go through everything here in step, and the first alone
+writes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from dsd_core import checkpoint
+from dsd_core import checkpoint, dist
 from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.loader import cached, eval_batches, steps_per_epoch, train_batches
+from dsd_core.data.loader import Batch, cached, eval_batches, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
+from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
-from dsd_core.errors import Interrupted, SpecError, WeakTeacherError
-from dsd_core.evaluate import evaluate
+from dsd_core.environment import Environment, changes, environment
+from dsd_core.errors import Interrupted, NothingToKeepError, SpecError, StorageError, WeakTeacherError
+from dsd_core.evaluate import evaluate_and_tell
 from dsd_core.events import (
     Checkpoint,
-    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -41,7 +47,8 @@ from dsd_core.events import (
     StepCost,
     Subject,
 )
-from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.export import code_version, export_student, fixed_size_warning, measure_cost, write_result
+from dsd_core.fault_points import fault_point
 from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.legs import Leg, legs, losses_of, with_seed
@@ -49,8 +56,9 @@ from dsd_core.meter import Meter, Spent, system_metrics
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec
-from dsd_core.optim import learning_rate, refuse_non_finite
+from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
 from dsd_core.pictures import draw_comparison
+from dsd_core.pulse import Pulse
 from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
 from dsd_core.teacher import load_teacher
@@ -64,7 +72,11 @@ class Run:
     out: Path
     emit: Callable[[Event], None]
     stop: Callable[[], bool]
+    enough: Callable[[], bool]
+    pulse: Callable[[], None]
+    writer: checkpoint.Writer
     device: torch.device
+    environment: Environment
     train_set: Dataset
     val_set: Dataset
     class_weights: Tensor | None
@@ -74,6 +86,8 @@ class Run:
     scores: dict[str, Score] = field(default_factory=dict)  # of the teacher and of each leg, by name
     spent: dict[str, Spent] = field(default_factory=dict)  # on the training of each leg
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights of the student that is to be exported
+    bit_exact: bool = True  # it ends with the bits of a run that was never interrupted
+    stopped_step: int | None = None  # of all steps, where there was enough of it
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -101,16 +115,26 @@ class Run:
         return leg.place * self.steps + step
 
 
+def never() -> bool:
+    return False
+
+
 def fit(
     spec: JobSpec,
     out: Path,
     emit: Callable[[Event], None],
     *,
     teacher_weights: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Result:
-    """Train the spec's student in the run folder `out`, from where its checkpoints end, and export it."""
-    return finish(*train(spec, out, emit, teacher_weights=teacher_weights, stop=stop))
+    stop: Callable[[], bool] = never,
+    enough: Callable[[], bool] = never,
+    fence: int = 0,
+) -> Result | None:
+    """Train the spec's student in the run folder `out`, from where its checkpoints end, and export it.
+
+    As `train`. Of several processes only the first exports; the others return None.
+    """
+    run, student = train(spec, out, emit, teacher_weights=teacher_weights, stop=stop, enough=enough, fence=fence)
+    return finish(run, student) if dist.is_first() else None
 
 
 def train(
@@ -119,19 +143,19 @@ def train(
     emit: Callable[[Event], None],
     *,
     teacher_weights: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
+    enough: Callable[[], bool] = never,
+    fence: int = 0,
 ) -> tuple[Run, Segmenter]:
     """All legs of a run: what it stands on with its scores, and the student of the first seed.
 
-    `teacher_weights` stands in for the file of a registered teacher. Raises DsdError; Interrupted after `stop()`
-    turned true and a checkpoint was written.
+    `teacher_weights` stands in for the file of a registered teacher, `fence` tells this attempt's checkpoints from
+    those of others. Raises DsdError; Interrupted after `stop()` turned true and a checkpoint was written. After
+    `enough()` turned true no more is trained, and the student is the best so far; NothingToKeepError where there is
+    none.
     """
-    run = prepare(spec, out, emit, stop, teacher_weights)
-    tensors, state = checkpoint.load_newest(out / "checkpoints", lambda text: emit(_warning(text))) or ({}, {})
-    refuse_other_run(run, state)
-    run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
-    run.spent = {leg: Spent(**spent) for leg, spent in state.get("spent", {}).items()}
-    run.kept = checkpoint.stripped("kept", tensors)
+    run = prepare(spec, out, emit, stop, enough, teacher_weights, fence)
+    tensors, state = load(run, fence)
     emit(
         Started(
             spec_digest=spec.digest(),
@@ -139,21 +163,35 @@ def train(
             device=str(run.device),
             torch=torch.__version__,
             threads=torch.get_num_threads(),
+            processes=dist.world(),
             total_steps=run.total_steps,
             resumed_from=state.get("total_step"),
             teacher_digest=run.teacher_digest,
             dataset_fingerprint=run.train_set.fingerprint(),
+            bit_exact=run.bit_exact,
         )
     )
     if run.teacher is not None and "teacher" not in run.scores:
         judge_teacher(run)
     for leg in run.legs[state.get("leg", 0) :]:
         resuming = leg.place == state.get("leg")
+        if not resuming and any(dist.largest(run.enough())):
+            end_early(run, leg, 0)
+            break
         student = train_leg(run, leg, tensors if resuming else {}, state if resuming else {})
         if leg.exported:
             run.kept = {key: value.detach().cpu().clone() for key, value in student.state_dict().items()}
+        if run.stopped_step is not None:
+            drop_unfinished(run, leg)
+            break
     student.load_state_dict(run.kept)
     return run, student
+
+
+def drop_unfinished(run: Run, leg: Leg) -> None:
+    """A further seed that was stopped early enters no mean: its student is not what that seed comes to."""
+    if not leg.exported:
+        run.scores.pop(leg.name, None)
 
 
 def prepare(
@@ -161,23 +199,33 @@ def prepare(
     out: Path,
     emit: Callable[[Event], None],
     stop: Callable[[], bool],
+    enough: Callable[[], bool],
     teacher_weights: Path | None,
+    fence: int,
 ) -> Run:
     """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
     seconds."""
-    torch.set_num_threads(spec.train.threads or os.cpu_count() or 1)
+    torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // dist.world()))
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = spec.dataset
+    data, pulse = spec.dataset, Pulse(out / "pulse") if dist.is_first() else _silence
     train_set = cached(open_dataset(data.name, data.root, "train", data.size))
     val_set = cached(open_dataset(data.name, data.root, "val", data.size))
-    scanned = scan(train_set)
+    tell = partial(_go_on, pulse, stop)
+    scanned = scan(train_set, tell=tell)
     refuse_unfit_images(spec, train_set, scanned)
-    scan(val_set)
+    scan(val_set, tell=tell)
     weights = None
     if any(loss.needs_class_shares for loss in spec.losses):
         weights = log_class_weights(torch.tensor(scanned.class_shares, dtype=torch.float32))
-    run = Run(spec, out, emit, stop, device, train_set, val_set, weights)
+    writer = checkpoint.Writer(
+        out / "checkpoints",
+        every_s=spec.train.checkpoint_every_s,
+        kept=spec.train.checkpoints_kept,
+        fence=fence,
+        warn=lambda text: emit(_warning(text)),
+    )
+    run = Run(spec, out, emit, stop, enough, pulse, writer, device, environment(device), train_set, val_set, weights)
     if spec.teacher is not None:
         segmenter, run.teacher_network, run.teacher_digest = load_teacher(
             spec.teacher, run.classes, teacher_weights, sizes=(spec.train.augment.crop or train_set.size, val_set.size)
@@ -186,11 +234,31 @@ def prepare(
     # Names of taps and shapes of weights are proved before anything is trained.
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
-    if spec.train.batch == 1:
+    refuse_too_many_processes(spec)
+    if spec.train.batch // dist.world() == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
     if learner.started_from is not None:
         emit(Note(message=f"The student starts from {learner.started_from}"))
     return run
+
+
+def _silence() -> None:
+    pass
+
+
+def _go_on(pulse: Callable[[], None], stop: Callable[[], bool], done: int) -> None:
+    pulse()
+    if stop():
+        raise Interrupted(f"Stopped before training, {done} images into reading the data.")
+
+
+def refuse_too_many_processes(spec: JobSpec) -> None:
+    if spec.train.batch < dist.world():
+        raise SpecError(
+            f"{dist.world()} processes cannot share batches of {spec.train.batch}.",
+            field="/train/batch",
+            hint="Give each process at least one image, better two: batch normalisation sees only that share.",
+        )
 
 
 def refuse_single_images(student: Segmenter, size: tuple[int, int]) -> None:
@@ -205,6 +273,45 @@ def refuse_single_images(student: Segmenter, size: tuple[int, int]) -> None:
             field="/train/batch",
             hint="Set train.batch to 2 or more; it normalises features that are pooled to one value an image.",
         ) from error
+
+
+def load(run: Run, fence: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of the newest checkpoint, both empty where there is none; sets what the run has from it.
+
+    Raises SpecError where going on would be another run, or not the same to the bit though the spec wants that.
+    """
+    folder = run.out / "checkpoints"
+    if dist.is_first():
+        checkpoint.remove_partial(folder, fence)
+    tensors, state = checkpoint.load_newest(folder, lambda text: run.emit(_warning(text))) or ({}, {})
+    step = state.get("total_step", 0)
+    if dist.largest(step, -step) != [step, -step]:
+        raise StorageError(f"The processes of this run do not read the same newest checkpoint in {folder}.")
+    refuse_other_run(run, state)
+    refuse_other_bits(run, state)
+    run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
+    run.spent = {leg: Spent(**spent) for leg, spent in state.get("spent", {}).items()}
+    run.kept = checkpoint.stripped("kept", tensors)
+    return tensors, state
+
+
+def refuse_other_bits(run: Run, state: dict[str, Any]) -> None:
+    """Where a resumed run will not end with the bits of an uninterrupted one: say so, or raise SpecError where the
+    spec wants them."""
+    if not state:
+        return
+    reasons = changes(state.get("environment"), run.environment)
+    if not run.environment["deterministic"]:
+        reasons.append(f"{run.device.type} does not repeat a computation to the bit")
+    if reasons and run.spec.train.resume == "strict":
+        raise SpecError(
+            f"The run would not end with the bits of an uninterrupted one: {'; '.join(reasons)}.",
+            field="/train/resume",
+            hint="Start it again where it was, or start a new job with train.resume: allow.",
+        )
+    if reasons:
+        run.emit(_warning(f"The run goes on, but not to the bit as if uninterrupted: {'; '.join(reasons)}."))
+    run.bit_exact = not reasons and state["bit_exact"]
 
 
 def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
@@ -244,26 +351,37 @@ def judge_teacher(run: Run) -> None:
 def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
     """Train one student, from the checkpoint's `tensors` and `state` or from the start (both empty); returns it in
     eval mode."""
-    training, evaluation = with_seed(run.spec, leg.seed).train, run.spec.evaluate
+    training = with_seed(run.spec, leg.seed).train
     learner = build_leg(run, leg)
     if state:
         learner.restore(tensors, state)
     first, steps = state.get("step", 0), run.steps
+    if state.get("unscored"):
+        judge(run, leg, learner, first)
     meter = Meter(first, run.spent.get(leg.name, Spent()))
     bad = torch.zeros(len(learner.task.losses), dtype=torch.bool, device=run.device)
+    batches = train_batches(run.train_set, training, first, steps, rank=dist.rank(), of=dist.world())
 
     learner.task.train()
-    for step, batch in enumerate(train_batches(run.train_set, training, first, steps), start=first + 1):
+    step = first
+    for step, batch in enumerate(batches, start=first + 1):
         logging = step % training.log_every == 0 or step in (1, steps)
         rate = learning_rate(training, step, steps)
         terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=logging)
         bad |= torch.stack([~terms[loss.term].isfinite() for loss in learner.task.losses])
-        meter.count(len(batch.images_N3HW))
+        meter.count_step(training.batch)
+        run.pulse()
+        fault_point("train.after_step")
 
-        stopping = run.stop()
-        saving = stopping or step == steps or meter.since_saved() >= training.checkpoint_every_s
-        if logging or saving:
+        # Signals and clocks differ between processes: what any of them wants, all do at this step.
+        wishes = run.stop(), run.enough(), dist.is_first() and run.writer.is_due()
+        stopping, ending, due = map(bool, dist.largest(*wishes))
+        saving = stopping or due or step == steps
+        judging = ending or step == steps or step % (run.spec.evaluate.every_epochs * run.epoch_steps) == 0
+        if logging or saving or judging:
             refuse_non_finite(learner.task.losses, bad, leg.phase, step)
+        if saving or judging:
+            refuse_non_finite_weights(learner.student, leg.phase, step)
         if logging:
             images_per_s, eta_s = meter.rates(step, steps)
             run.emit(
@@ -283,52 +401,94 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
                     system=system_metrics(run.device),
                 )
             )
-        if step % (evaluation.every_epochs * run.epoch_steps) == 0 or step == steps:
-            with meter.paused():
-                run.scores[leg.name] = score_leg(run, leg, learner.shown, step)
-                if training.keep == "best":
-                    learner.keep_if_best(run.scores[leg.name].miou)
-                if leg.phase == "student":
-                    draw_pictures(run, leg, learner.shown, step)
-            learner.task.train()
-        if saving:
-            run.spent[leg.name] = meter.spent
-            save(run, leg, learner, step)
-            meter.saved()
-        if stopping and step < steps:
+        run.spent[leg.name] = meter.spent
+        if stopping:
+            save(run, leg, learner, step, unscored=judging, needed=True)
             raise Interrupted(f"Stopped after step {step} of {leg.name}; the checkpoint holds it.")
+        if ending:
+            end_early(run, leg, step)
+        if judging and (leg.exported or not ending):
+            with meter.paused(), saved_if_interrupted(run, leg, learner, step):
+                judge(run, leg, learner, step)
+            learner.task.train()
+        if ending:
+            break
+        if saving:
+            save(run, leg, learner, step)
 
     learner.task.close()
     student = learner.shown
-    if learner.best:
+    if learner.best and (training.keep == "best" or run.stopped_step is not None):
         student.load_state_dict(learner.best)
-        run.scores[leg.name] = score_leg(run, leg, student, steps)
+        run.scores[leg.name] = score_leg(run, leg, student, step)
     return student.eval()
 
 
-def save(run: Run, leg: Leg, learner: Learner, step: int) -> None:
-    """Write a checkpoint and say so."""
+def end_early(run: Run, leg: Leg, step: int) -> None:
+    """Note that nothing is trained after this step of a leg. Raises NothingToKeepError where no student would be
+    left."""
+    if not (run.kept or (leg.exported and step)):
+        raise NothingToKeepError(
+            f"The run was stopped after {run.total_step(leg, step)} steps, before its student had been trained.",
+            hint="Cancel such a job; or let it go on until its student has been trained for a while.",
+        )
+    run.stopped_step = run.total_step(leg, step)
+
+
+def judge(run: Run, leg: Leg, learner: Learner, step: int) -> None:
+    """Score the leg's student as it is, remember it where it is the best so far, and draw what it sees."""
+    run.scores[leg.name] = score_leg(run, leg, learner.shown, step)
+    if leg.exported or run.spec.train.keep == "best":
+        learner.keep_if_best(run.scores[leg.name].miou)
+    if leg.phase == "student" and dist.is_first():
+        try:
+            draw_pictures(run, leg, learner.shown, step)
+        except OSError as error:
+            run.emit(_warning(f"No picture of step {step}: {storage_error(error, run.out / 'pictures').message}"))
+
+
+@contextmanager
+def saved_if_interrupted(run: Run, leg: Leg, learner: Learner, step: int) -> Iterator[None]:
+    """Scoring may take longer than a process that is to stop has left."""
+    try:
+        yield
+    except Interrupted:
+        save(run, leg, learner, step, unscored=True, needed=True)
+        raise
+
+
+def save(run: Run, leg: Leg, learner: Learner, step: int, *, unscored: bool = False, needed: bool = False) -> None:
+    """Write a checkpoint and say so. `unscored`: this step was to be scored, and was not. Raises StorageError where it
+    cannot be written and is `needed`, or the one before could not either."""
     total_step = run.total_step(leg, step)
-    position = {"leg": leg.place, "step": step, "total_step": total_step}
+    position = {"leg": leg.place, "step": step, "total_step": total_step, "unscored": unscored}
     figures = {
         "scores": {subject: score.model_dump() for subject, score in run.scores.items()},
         "spent": {name: asdict(spent) for name, spent in run.spent.items()},
     }
-    lineage = {"training_digest": run.spec.training_digest(), "teacher_digest": run.teacher_digest}
+    lineage = {
+        "training_digest": run.spec.training_digest(),
+        "teacher_digest": run.teacher_digest,
+        "environment": run.environment,
+        "bit_exact": run.bit_exact,
+    }
     tensors = learner.tensors() | {f"kept.{key}": value for key, value in run.kept.items()}
-    state = {**position, **learner.state(), **lineage, **figures}
-    saved = checkpoint.save(run.out / "checkpoints", total_step, tensors, state)
-    run.emit(
-        Checkpoint(
-            phase=leg.phase,
-            seed=leg.event_seed,
-            step=step,
-            total_step=total_step,
-            path=str(saved.path.relative_to(run.out)),
-            bytes=saved.bytes,
-            sha256=saved.sha256,
-        )
-    )
+    if dist.is_first():
+        state = {**position, **learner.state(), **lineage, **figures}
+        saved = run.writer.write(total_step, tensors, state, needed=needed)
+        if saved is not None:
+            run.emit(
+                Checkpoint(
+                    phase=leg.phase,
+                    seed=leg.event_seed,
+                    step=step,
+                    total_step=total_step,
+                    path=str(saved.path.relative_to(run.out)),
+                    bytes=saved.bytes,
+                    sha256=saved.sha256,
+                )
+            )
+    dist.wait()  # or torchrun, seeing the others end, would end the one that still writes
 
 
 def score_leg(run: Run, leg: Leg, student: Segmenter, step: int) -> Score:
@@ -338,23 +498,29 @@ def score_leg(run: Run, leg: Leg, student: Segmenter, step: int) -> Score:
 def score_network(
     run: Run, network: torch.nn.Module, subject: Subject, step: int, total_step: int, seed: FurtherSeed = None
 ) -> Score:
-    """Score a network on the validation split and say so; leaves it in eval mode."""
+    """Score a network on the validation split and say so; leaves it in eval mode. Raises Interrupted."""
     network.eval()
-    batches = (batch.to(run.device) for batch in eval_batches(run.val_set, run.spec.evaluate.batch))
-    options = run.spec.evaluate
-    score, images, seconds = evaluate(predictor(network, options), batches, run.classes, boundary=options.boundary)
-    run.emit(
-        Evaluated(
-            subject=subject,
-            seed=seed,
-            step=step,
-            total_step=total_step,
-            images=images,
-            seconds=seconds,
-            **score.model_dump(),
-        )
+    return evaluate_and_tell(
+        network,
+        batches_until_stop(run),
+        len(run.val_set),
+        run.classes,
+        run.spec.evaluate,
+        run.emit,
+        subject=subject,
+        seed=seed,
+        step=step,
+        total_step=total_step,
     )
-    return score
+
+
+def batches_until_stop(run: Run) -> Iterator[Batch]:
+    """This process's share of the validation images, all unless it is asked to stop meanwhile."""
+    for batch in eval_batches(run.val_set, run.spec.evaluate.batch, rank=dist.rank(), of=dist.world()):
+        run.pulse()
+        if run.stop():
+            return
+        yield batch.to(run.device)
 
 
 def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
@@ -393,6 +559,8 @@ def finish(run: Run, student: Segmenter) -> Result:
         "spec_digest": spec.digest(),
         "code_version": code_version(),
     }
+    run.pulse()
+    fault_point("export.before")
     subjects = [subject for subject in get_args(Subject) if subject in run.scores]
     exported = export_student(
         student,
@@ -402,6 +570,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=run.classes,
         palette=run.val_set.palette,
         size=size,
+        options=spec.export,
         about={
             "name": spec.name,
             "dataset": spec.dataset.name,
@@ -410,12 +579,10 @@ def finish(run: Run, student: Segmenter) -> Result:
             **lineage,
         },
     )
+    fault_point("export.after")
+    run.pulse()
     if exported.fixed_size:
-        run.emit(
-            _warning(
-                f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
-            )
-        )
+        run.emit(fixed_size_warning(size))
     teacher_cost = None
     if run.teacher is not None and run.teacher_network is not None:
         teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
@@ -435,6 +602,9 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=list(run.classes),
         onnx_max_error=exported.onnx_max_error,
         train_seconds=sum(spent.seconds for spent in run.spent.values()),
+        bit_exact=run.bit_exact,
+        stopped_early=run.stopped_step is not None,
+        stopped_step=run.stopped_step,
         floor=spec.evaluate.floor,
         beats_floor=first.student.miou is not None and first.student.miou >= spec.evaluate.floor,
         **lineage,
@@ -444,21 +614,23 @@ def finish(run: Run, student: Segmenter) -> Result:
 
 
 def seed_results(run: Run) -> list[SeedResult]:
-    """What each seed came to, in the order of training."""
+    """What each seed came to, in the order of training; those without a student are left out."""
     found: dict[int, dict[str, Score]] = {}
     for leg in run.legs:
-        found.setdefault(leg.seed, {})[leg.phase] = run.scores[leg.name]
-    return [SeedResult(seed=seed, gain=gain_of(**scores), **scores) for seed, scores in found.items()]
+        if leg.name in run.scores:
+            found.setdefault(leg.seed, {})[leg.phase] = run.scores[leg.name]
+    whole = {seed: scores for seed, scores in found.items() if "student" in scores}
+    return [SeedResult(seed=seed, gain=gain_of(**scores), **scores) for seed, scores in whole.items()]
 
 
 def step_cost(run: Run, phase: Phase) -> StepCost:
     """The mean over the steps of all legs of this phase."""
-    spent = [run.spent[leg.name] for leg in run.legs if leg.phase == phase]
-    whole, steps = sum(spent, start=Spent()), len(spent) * run.steps
+    spent = [run.spent[leg.name] for leg in run.legs if leg.phase == phase and leg.name in run.spent]
+    whole = sum(spent, start=Spent())
     return StepCost(
-        steps=steps,
-        seconds_per_step=whole.seconds / steps,
-        cpu_seconds_per_step=whole.cpu_seconds / steps,
+        steps=whole.steps,
+        seconds_per_step=whole.seconds / whole.steps,
+        cpu_seconds_per_step=whole.cpu_seconds / whole.steps,
         device=run.device.type,
     )
 

@@ -48,8 +48,12 @@ def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Jour
     return JournalMode("DELETE", f"SQLite {ours}: before {fixed} a reset of the WAL can corrupt the file.")
 
 
-def make_engine(url: str, *, statement_timeout_s: float = 10.0) -> Engine:
-    """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file."""
+def make_engine(url: str, *, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0) -> Engine:
+    """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file.
+
+    On PostgreSQL a statement ends with an error after `statement_timeout_s`, and who finds no connection free waits
+    for `pool_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
+    """
     to_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN in JSON; nor does SQLite here
     if make_url(url).get_backend_name() == "sqlite":
         return _sqlite(url, to_json)
@@ -63,6 +67,7 @@ def make_engine(url: str, *, statement_timeout_s: float = 10.0) -> Engine:
         json_serializer=to_json,
         pool_pre_ping=True,
         pool_recycle=1800,
+        pool_timeout=pool_timeout_s,
         connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in settings.items())},
     )
 

@@ -12,6 +12,8 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
+from jobs.resources import QUEUE
+
 TASK = "dsd.run_job"
 
 TRANSPORT_OPTIONS: dict[str, Any] = {
@@ -52,14 +54,15 @@ def make_app(broker_url: str) -> Celery:
         worker_soft_shutdown_timeout=90,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
-        task_default_queue="jobs",
+        task_default_queue=QUEUE,
     )
     return app
 
 
-def publish(app: Celery, job_id: str, attempt: int) -> None:
+def publish(app: Celery, job_id: str, attempt: int, *, queue: str = QUEUE) -> None:
     """Announce a job, once. Raises kombu.exceptions.OperationalError within seconds where the broker is away."""
-    app.send_task(TASK, args=[job_id, attempt], task_id=f"{job_id}:{attempt}", ignore_result=True, retry=False)
+    task_id = f"{job_id}:{attempt}"
+    app.send_task(TASK, args=[job_id, attempt], task_id=task_id, queue=queue, ignore_result=True, retry=False)
 
 
 def broker_alive(url: str) -> bool:

@@ -16,8 +16,10 @@ from threading import Event, Thread
 
 from celery import Celery
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from jobs import db, queue, store
+from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
 from worker import webhooks
 
@@ -66,21 +68,26 @@ def serve(settings: Settings, stop: Event) -> None:
 def relay(engine: Engine, app: Celery) -> int:
     """Publish what is due; returns how many went out. While the broker is away they wait, longer each time."""
     with db.begin(engine) as s:
-        due = [(row.id, row.job_id, row.attempt, row.tries) for row in store.due_outbox(s, RELAY_BATCH)]
+        due = [(row, _queue_of(s, row.job_id)) for row in store.due_outbox(s, RELAY_BATCH)]
     sent: list[int] = []
-    for id, job_id, attempt, _ in due:
+    for row, name in due:
         try:
-            queue.publish(app, job_id, attempt)
+            queue.publish(app, row.job_id, row.attempt, queue=name)
         except Exception as error:  # a broker fails in many ways: away, full, read-only, wrong password
             log.warning("relay.broker_fails waiting=%s error=%s", len(due) - len(sent), error)
             break
-        sent.append(id)
+        sent.append(row.id)
     if due:
         with db.begin(engine) as s:
             store.mark_sent(s, sent)
-            for id, _, _, tries in due[len(sent) :]:
-                store.mark_failed(s, [id], delay_s=min(2.0**tries, LONGEST_DELAY_S))
+            for row, _ in due[len(sent) :]:
+                store.mark_failed(s, [row.id], delay_s=min(2.0**row.tries, LONGEST_DELAY_S))
     return len(sent)
+
+
+def _queue_of(s: Session, job_id: str) -> str:
+    job = store.get(s, job_id)
+    return queue_of(demand_of(job.spec if job else {}))
 
 
 @dataclass

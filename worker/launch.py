@@ -1,102 +1,150 @@
-"""The training process: one child in its own session, which the kernel ends with the worker, leaving nothing behind.
+"""The training process: in its own session, ended by the kernel with the worker, leaving nothing behind.
 
-Linux only where it matters: without `prctl` and /proc a child may outlive a worker that is killed.
+A job with several processes has a leader that starts them (torchrun) and is no training process itself; each of them
+is in a session of its own, so that what belongs to an attempt is found by the environment all have from the leader.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
-PR_SET_PDEATHSIG = 1
+from dsd_core.parent_death import die_with_parent
+from worker.fork_server import ForkServer
+
 JOB_ID = "JOB_ID"
+JOB_FENCE = "JOB_FENCE"  # of the claim: the newest attempt has the highest
 
 
 @dataclass
 class Child:
-    """A running child, leader of its own session and process group."""
+    """A running attempt: the process that was started, and how to ask whether it has ended."""
 
-    process: subprocess.Popen[bytes]
+    pid: int  # also of its session and process group
+    ask: Callable[[float], int | None]  # the exit code, None when it still runs after that many seconds
+    job_id: str
+    fence: int
+    several: bool = False  # it only starts those that train
+    exit_code: int | None = None
     stop_asked_at: float | None = None  # time.monotonic()
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit code, negative for the signal the child died of; None when it still runs after `timeout_s`."""
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        if self.exit_code is None:
+            self.exit_code = self.ask(timeout_s)
+        return self.exit_code
 
 
-def start(command: Sequence[str], *, job_id: str, log: Path) -> Child:
-    """Start `command` with JOB_ID in its environment; what it prints is appended to `log`.
+def start(
+    command: Sequence[str],
+    *,
+    job_id: str,
+    log: Path,
+    fence: int = 0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+    several: bool = False,
+) -> Child:
+    """Start `command` in this environment, with JOB_ID; what it prints is appended to `log`.
 
     Call from the main thread: the kernel ends the child with the thread that started it.
     """
-    environment = {**os.environ, JOB_ID: job_id, "PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env={**os.environ, **environment, **_marks(job_id, fence), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=die_with_parent(),
         )
-    return Child(process)
+
+    def ask(timeout_s: float) -> int | None:
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    return Child(process.pid, ask, job_id, fence, several)
+
+
+def start_warm(
+    server: ForkServer, arguments: Sequence[str], *, job_id: str, log: Path, fence: int, environment: Mapping[str, str]
+) -> Child:
+    """The same for `python -m dsd_core ARGUMENTS`, forked by a process that has torch imported. Raises ServerGone."""
+    marks = _marks(job_id, fence)
+    pid = server.fork([*arguments], {**environment, **marks}, log, shown=[*marks])
+    return Child(pid, lambda timeout_s: server.wait(pid, timeout_s), job_id, fence)
+
+
+def tell(child: Child, number: signal.Signals) -> None:
+    """Send a signal to the process that trains, or to each of them; never to the processes that load data for it."""
+    if child.exit_code is None:
+        for pid in _trainers(child):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
 
 
 def ask_to_stop(child: Child) -> None:
-    """Send SIGTERM, once, to the leader alone: its loader processes must live until its checkpoint is written."""
+    """Send SIGTERM, once: a checkpoint, and an end."""
     if child.stop_asked_at is None:
         child.stop_asked_at = time.monotonic()
-        child.process.terminate()
+        tell(child, signal.SIGTERM)
 
 
 def kill_after(child: Child, grace_s: float) -> None:
-    """Kill the whole group once the child was asked to stop and `grace_s` have passed."""
+    """Kill all of it once the child was asked to stop and `grace_s` have passed."""
     if child.stop_asked_at is not None and time.monotonic() - child.stop_asked_at >= grace_s:
         kill(child)
 
 
 def kill(child: Child, timeout_s: float = 10.0) -> None:
-    """SIGKILL to the whole group, until it is verified empty; also right for a child that has ended.
+    """SIGKILL to all of it, until it is verified that none is left; also right for a child that has ended.
 
     Raises TimeoutError when something in it does not die.
     """
-    group = child.process.pid
-    _kill_until_none(lambda process: _group(process) == group, timeout_s)
-    child.process.wait(timeout_s)
+
+    def is_ours(process: psutil.Process) -> bool:
+        return _group(process) == child.pid or _claim_of(process) == (child.job_id, child.fence)
+
+    _kill_until_none(is_ours, timeout_s)
+    child.wait(timeout_s)
 
 
-def end_leftovers(job_id: str, timeout_s: float = 10.0) -> int:
-    """Kill what an earlier attempt at the job left on this host, found by JOB_ID in its environment.
+def end_leftovers(job_id: str, fence: int, timeout_s: float = 10.0) -> int:
+    """Kill what earlier attempts at the job left on this host, found by JOB_ID and JOB_FENCE in their environment.
 
     Returns how many there were. Raises TimeoutError when one does not die: two must not share a run folder.
     """
-    return _kill_until_none(lambda process: process.pid != os.getpid() and _job_of(process) == job_id, timeout_s)
+
+    def is_older(process: psutil.Process) -> bool:
+        found = _claim_of(process)
+        return found is not None and found[0] == job_id and found[1] < fence
+
+    return _kill_until_none(is_older, timeout_s)
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+def _marks(job_id: str, fence: int) -> dict[str, str]:
+    return {JOB_ID: job_id, JOB_FENCE: str(fence)}
 
-    def in_child() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # the worker died before the call, so no signal will come
-            os._exit(1)
 
-    return in_child
+def _trainers(child: Child) -> list[int]:
+    """Those that train, or the one that is still to start them."""
+    try:
+        started = [process.pid for process in psutil.Process(child.pid).children()] if child.several else []
+    except psutil.NoSuchProcess:
+        return []
+    return started or [child.pid]
 
 
 def _kill_until_none(doomed: Callable[[psutil.Process], bool], timeout_s: float) -> int:
@@ -126,11 +174,13 @@ def _group(process: psutil.Process) -> int | None:
         return None
 
 
-def _job_of(process: psutil.Process) -> str | None:
+def _claim_of(process: psutil.Process) -> tuple[str, int] | None:
+    """Job and fence of the attempt a process belongs to."""
     try:
-        return process.environ().get(JOB_ID)
+        environment = process.environ()
     except (psutil.Error, OSError):
         return None  # another user's, or gone
+    return (environment[JOB_ID], int(environment.get(JOB_FENCE, -1))) if JOB_ID in environment else None
 
 
 def _kill(process: psutil.Process) -> None:

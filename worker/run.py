@@ -1,15 +1,15 @@
-"""One attempt at a job, from the claim to the row that says why it ended.
+"""Jobs, one after the other, each from the claim to the row that says why its attempt ended.
 
 The parent never trains: it starts a child, copies the child's events to the database, shows signs of life, and passes
-requests to stop on. It may die at any instruction: the next attempt goes on from the run folder and the database.
+requests on. It may die at any instruction: the next attempt goes on from the run folder and the database.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,87 +18,103 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from dsd_core.errors import DsdError
+from dsd_core.fault_points import fault_point
 from jobs import store
-from jobs.settings import Settings
+from jobs.resources import Demand, demand_of
 from jobs.status import Reason, Request
 from worker import launch
 from worker.database import Away, Database
-from worker.outcome import Asked, Error, outcome
+from worker.inheritance import forerunners, inherit
+from worker.memory import taken_over
+from worker.outcome import Ending, Error, outcome, over_memory, over_time, stalled
+from worker.pulse import Pulse
 from worker.run_folder import Tail, log_tail, prepare
+from worker.slot import Slot
 
 log = logging.getLogger(__name__)
 
-TRAINING = (sys.executable, "-m", "dsd_core", "run")
 COPY_S = 1.0  # between two looks at the child's events, so that a watcher sees them live
+MEMORY_S = 0.25  # the same for a job that says how much memory it takes
+STACKS_S = 1.0  # for a process that stands still to write down what its threads do
 BATCH = 500  # events in one transaction
+EXIT_CODE = "exit_code"  # a file of the run folder
+GIB = 2**30
 
 T = TypeVar("T")
 Transaction = Callable[[Callable[[Session], bool]], bool]
 
 
-def run_job(
-    settings: Settings,
-    job_id: str,
-    attempt: int,
-    *,
-    worker: str,
-    stopping: Callable[[], bool] = lambda: False,
-    command: Sequence[str] = TRAINING,
-) -> Reason | None:
-    """Run one attempt and return why it ended; None when it is not ours to run, or was taken from us.
-
-    `stopping` says that this worker is being shut down. `command` gets the spec file, `--out` and the run folder.
-    """
-    database = Database(settings.db_url, longest_delay_s=settings.heartbeat_s)
+def work(slot: Slot) -> None:
+    """Run jobs until there is none that this worker can run, or it is to take no more."""
+    database = Database(slot.settings.db_url, longest_delay_s=slot.settings.heartbeat_s)
     try:
-        claim = database.insist(lambda s: store.claim(s, job_id, attempt, worker, settings.lease_s), stopping)
-        if claim is None:
-            log.info("job.not_claimed id=%s attempt=%s", job_id, attempt)
-            return None
-        log.info("job.claimed id=%s attempt=%s fence=%s", job_id, attempt, claim.fence)
-        run = Run(settings, database, claim, stopping)
+        while slot.board.takes_jobs and (claim := _claim(slot, database)):
+            slot.board.job_id = claim.job_id
+            try:
+                run_claim(slot, database, claim)
+            finally:
+                slot.board.job_id = None
+            slot.warm_up()
+    except Away as error:
+        log.error("worker.no_claim error=%s", error)
+    finally:
+        database.close()
+
+
+def run_claim(slot: Slot, database: Database, claim: store.Claim) -> Reason | None:
+    """Run one attempt and return why it ended; None when it was taken from us, or the database stays away."""
+    log.info("job.claimed id=%s attempt=%s fence=%s", claim.job_id, claim.attempt, claim.fence)
+    fault_point("worker.after_claim")
+    run = Run(slot, database, claim)
+    try:
         try:
-            child = _start(run, command)
+            child = _start(run)
         except DsdError as error:
             return _finish(run, Reason(error.code), error.as_dict())
         try:
-            exit_code = _follow(run, child)
+            exit_code = _said(run, _follow(run, child))
         finally:
             launch.kill(child)
         _copy(run, run.insist)
         if run.lost:
-            log.warning("job.lost id=%s attempt=%s", job_id, attempt)
+            log.warning("job.lost id=%s attempt=%s", claim.job_id, claim.attempt)
             return None
-        return _finish(run, *outcome(exit_code, run.tail.last, run.asked))
+        return _finish(run, *outcome(exit_code, run.tail.last, run.ending, processes=run.demand.processes))
     except Away as error:
-        log.error("job.abandoned id=%s attempt=%s error=%s", job_id, attempt, error)
+        log.error("job.abandoned id=%s attempt=%s error=%s", claim.job_id, claim.attempt, error)
         return None
-    finally:
-        database.close()
 
 
 @dataclass
 class Run:
     """What this worker knows about its attempt."""
 
-    settings: Settings
+    slot: Slot
     database: Database
     claim: store.Claim
-    stopping: Callable[[], bool]
     started: float = field(default_factory=time.monotonic)
-    asked: Asked | None = None  # why we told the child to stop
+    pulse: Pulse = field(init=False)  # from the start of the child on
+    request: Request | None = None  # as of the last heartbeat
+    ending: Ending | None = None  # why we end the child
+    told_to_stop: bool = False  # to keep what it has, by SIGUSR2
     lost: bool = False  # someone else has the job now
     beat_at: float = 0.0
 
     def __post_init__(self) -> None:
+        self.settings = self.slot.settings
+        self.heard_at = self.started  # time.monotonic() of the last heartbeat that reached the database
         self.tail = Tail(self.folder / "events.jsonl", self.claim.events_offset)
 
     def insist(self, work: Callable[[Session], T]) -> T:
-        return self.database.insist(work, self.stopping)
+        return self.database.insist(work, lambda: self.slot.board.gives_back or self.cut_off)
 
     @property
     def folder(self) -> Path:
         return self.settings.run_dir(self.claim.job_id)
+
+    @property
+    def demand(self) -> Demand:
+        return demand_of(self.claim.spec)
 
     @property
     def run_seconds(self) -> float:
@@ -110,19 +126,49 @@ class Run:
         limit_s = self.claim.spec.get("max_runtime_s")
         return limit_s is not None and self.run_seconds > limit_s
 
+    @property
+    def cut_off(self) -> bool:
+        """The database was not reached for so long that another worker may have the job."""
+        return time.monotonic() - self.heard_at > self.settings.cutoff_s
 
-def _start(run: Run, command: Sequence[str]) -> launch.Child:
+    @property
+    def memory_limit_gib(self) -> float | None:
+        """Of RAM; on a GPU the job's figure means the memory of that, which looks after itself."""
+        return self.demand.memory_gib if self.slot.offer.device == "cpu" else None
+
+
+def _claim(slot: Slot, database: Database) -> store.Claim | None:
+    lease_s = slot.settings.lease_s
+    return database.insist(
+        lambda s: store.claim_next(s, slot.offer, lease_s), give_up=lambda: not slot.board.takes_jobs
+    )
+
+
+def _start(run: Run) -> launch.Child:
+    job_id, fence = run.claim.job_id, run.claim.fence
     arguments = run.insist(lambda s: prepare(s, run.settings, run.claim))
-    left = launch.end_leftovers(run.claim.job_id)
+    inherit(run.folder, map(run.settings.run_dir, run.insist(lambda s: forerunners(s, run.claim))))
+    left = launch.end_leftovers(job_id, fence)
     if left:
-        log.warning("job.leftovers_killed id=%s processes=%s", run.claim.job_id, left)
+        log.warning("job.leftovers_killed id=%s processes=%s", job_id, left)
     run.tail.skip_to_fresh()
-    return launch.start([*command, *arguments], job_id=run.claim.job_id, log=run.folder / "log.txt")
+    (run.folder / EXIT_CODE).unlink(missing_ok=True)
+    run.pulse = Pulse(run.folder / "pulse", run.settings.stall_s, run.settings.first_step_s)
+    fault_point("worker.before_spawn")
+    child = run.slot.start(
+        [*arguments, "--fence", str(fence)],
+        job_id=job_id,
+        fence=fence,
+        log=run.folder / "log.txt",
+        processes=run.demand.processes,
+    )
+    fault_point("worker.after_spawn")
+    return child
 
 
 def _follow(run: Run, child: launch.Child) -> int:
     """Copy, beat and pass on requests until the child has ended; kills it at once when the claim is lost."""
-    period_s = min(COPY_S, run.settings.heartbeat_s)
+    period_s = min(COPY_S if run.memory_limit_gib is None else MEMORY_S, run.settings.heartbeat_s)
     while (exit_code := child.wait(period_s)) is None:
         try:
             _copy(run, run.database)
@@ -131,12 +177,16 @@ def _follow(run: Run, child: launch.Child) -> int:
             log.warning("job.database_away id=%s error=%s", run.claim.job_id, error)
         if run.lost:
             launch.kill(child)
-            return child.process.wait()
-        run.asked = run.asked or _why_stop(run)
-        if run.asked is not None:
-            launch.ask_to_stop(child)
-            launch.kill_after(child, run.settings.grace_s)
+        else:
+            _watch(run, child)
+            _heed(run, child)
     return exit_code
+
+
+def _said(run: Run, exit_code: int) -> int:
+    """What the training process ended with, where torchrun, which has started several, says only that they failed."""
+    said = run.folder / EXIT_CODE
+    return int(said.read_text()) if run.demand.processes > 1 and said.exists() else exit_code
 
 
 def _copy(run: Run, transaction: Transaction) -> None:
@@ -150,28 +200,71 @@ def _beat(run: Run) -> None:
     if time.monotonic() < run.beat_at:
         return
     heard = run.database(lambda s: store.beat(s, run.claim, run.settings.lease_s))
-    run.beat_at = time.monotonic() + run.settings.heartbeat_s
+    run.heard_at = time.monotonic()
+    run.beat_at = run.heard_at + run.settings.heartbeat_s
     run.lost = run.lost or heard is None
-    if heard is not None and heard.request is Request.CANCEL:
-        run.asked = Reason.CANCELLED_BY_USER
+    run.request = heard.request if heard else None
 
 
-def _why_stop(run: Run) -> Asked | None:
-    if run.stopping():
-        return Reason.RELEASED
-    return Reason.MAX_RUNTIME if run.over_time else None
+def _watch(run: Run, child: launch.Child) -> None:
+    """Kill a child that takes more memory than it asked for, or stands still; not one that writes its checkpoint."""
+    limit_gib = run.memory_limit_gib
+    if limit_gib is not None and (taken := taken_over(child.pid, limit_gib * GIB)):
+        run.ending = over_memory(taken, limit_gib)
+        launch.kill(child)
+    elif run.pulse.stands_still() and child.stop_asked_at is None:
+        run.ending = stalled(run.pulse.silent_s)
+        if run.pulse.began:
+            launch.tell(child, signal.SIGUSR1)
+            child.wait(STACKS_S)
+        launch.kill(child)
+
+
+def _heed(run: Run, child: launch.Child) -> None:
+    """Do what is asked of the job. What was asked once stays asked, for a child cannot take back its checkpoint."""
+    run.ending = _ending(run) or run.ending
+    if run.ending is None:
+        return
+    if run.ending.reason is not Reason.STOPPED_EARLY:
+        launch.ask_to_stop(child)
+        launch.kill_after(child, run.settings.grace_s)
+    elif not run.told_to_stop and run.pulse.began:
+        launch.tell(child, signal.SIGUSR2)  # and no grace: it may evaluate and export for as long as it takes
+        run.told_to_stop = True
+
+
+def _ending(run: Run) -> Ending | None:
+    """Why the child has to end now, the weightiest first."""
+    if run.request is Request.CANCEL:
+        return Ending(Reason.CANCELLED_BY_USER)
+    if run.over_time:
+        return over_time()
+    if run.slot.board.gives_back or run.cut_off:
+        return Ending(Reason.RELEASED)
+    if run.request is Request.PAUSE:
+        return Ending(Reason.PAUSED)
+    return Ending(Reason.STOPPED_EARLY) if run.request is Request.STOP else None
 
 
 def _finish(run: Run, reason: Reason, error: Error | None) -> Reason | None:
     """Write the outcome down. None: the claim was lost before that."""
-    if reason == Reason.RELEASED:
-        held = run.insist(lambda s: store.release(s, run.claim, run.run_seconds))
+    fault_point("worker.before_finish")
+    if reason in (Reason.RELEASED, Reason.PAUSED):
+        held = run.insist(lambda s: store.release(s, run.claim, run.run_seconds, reason=reason))
     else:
-        result = run.tail.last["result"] if reason == Reason.FINISHED and run.tail.last else None
+        succeeded = reason in (Reason.FINISHED, Reason.STOPPED_EARLY)
+        result = run.tail.last["result"] if succeeded and run.tail.last else None
         error = error and {**error, "log_tail": log_tail(run.folder / "log.txt")}
         end = partial(
-            store.finish, claim=run.claim, reason=reason, result=result, error=error, run_seconds=run.run_seconds
+            store.finish,
+            claim=run.claim,
+            reason=reason,
+            result=result,
+            error=error,
+            run_seconds=run.run_seconds,
+            backoff_base_s=run.settings.backoff_s,
         )
         held = run.insist(end) is not None
+    fault_point("worker.after_finish")
     log.info("job.ended id=%s attempt=%s reason=%s held=%s", run.claim.job_id, run.claim.attempt, reason, held)
     return reason if held else None

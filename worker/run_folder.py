@@ -12,11 +12,12 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from dsd_core.errors import StorageError, WeightsError
+from dsd_core.errors import StorageError
 from dsd_core.events import Note, parse, read_lines
-from dsd_core.spec import JobSpec, parse_model, parse_spec
+from dsd_core.spec import parse_spec
 from jobs import store
 from jobs.settings import Settings
+from worker.references import weights_by_reference
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +27,18 @@ Numbered = tuple[dict[str, Any], int]  # an event, and the offset after its line
 def prepare(session: Session, settings: Settings, claim: store.Claim) -> list[str]:
     """Write spec.json and return the arguments of the training process.
 
-    Raises SpecError for a spec of another version, WeightsError for a teacher that is gone, StorageError for the disk.
+    Raises SpecError for a spec of another version, WeightsError for a teacher or student that is not there,
+    StorageError for the disk.
     """
     spec = parse_spec(claim.spec)
     folder = settings.run_dir(claim.job_id)
-    teacher = _registered_teacher(session, settings, spec)
+    files = weights_by_reference(session, settings, spec)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "spec.json", json.dumps(claim.spec, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"The run folder {folder} cannot be written: {error.strerror}.") from error
-    return [str(folder / "spec.json"), "--out", str(folder), *(["--teacher", str(teacher)] if teacher else [])]
+    return [str(folder / "spec.json"), "--out", str(folder), *files]
 
 
 def log_tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> str:
@@ -76,22 +78,6 @@ class Tail:
 
     def copied(self, batch: list[Numbered]) -> None:
         self.offset = batch[-1][1]
-
-
-def _registered_teacher(session: Session, settings: Settings, spec: JobSpec) -> Path | None:
-    """The weights of the registered model the spec names; None when it names a file or nothing."""
-    if spec.teacher is None or spec.teacher.model is None:
-        return None
-    name, alias_or_version = parse_model(spec.teacher.model)
-    model = store.get_model_version(session, name, alias_or_version)
-    if model is None:
-        message = f"There is no registered model {spec.teacher.model!r}."
-        raise WeightsError(message, field="/teacher/model", hint="`dsd models` lists those that exist.")
-    path = settings.run_dir(model.job_id) / "student" / "model.safetensors"
-    if not path.exists():
-        message = f"The files of model {spec.teacher.model!r} are gone: there is no {path}."
-        raise WeightsError(message, field="/teacher/model", hint="Choose another version.")
-    return path
 
 
 def _write(path: Path, text: str) -> None:

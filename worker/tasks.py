@@ -1,55 +1,91 @@
 """The Celery side: `celery -A worker.tasks worker -P prefork -c 1 --without-gossip --without-mingle -O fair`.
 
-The message is a hint that a job may be runnable; `worker.run` decides by the claim. A worker that is shut down tells
-the process with the job through one byte of shared memory, which both have from the fork: no lock, nothing to tidy.
+A message is a hint that there is work; `worker.run` takes what is most urgent. The parent process says that the worker
+is there (`worker.life`) and is told to shut down; its one pool process runs the jobs.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
+import resource
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from celery import Celery, Task
-from celery.signals import celeryd_init, worker_shutting_down
+from celery.signals import celeryd_init, worker_process_init, worker_ready, worker_shutting_down
+from kombu import Queue
 
+from dsd_core.errors import DsdError
 from jobs import queue
 from jobs.settings import settings
 from worker import run
+from worker.ears import Ears, heard_by
+from worker.life import Life
+from worker.machine import offer_of
+from worker.slot import TRAINING, Slot
 
-_shutting_down = mmap.mmap(-1, 1)
+_slot: Slot | None = None  # of the worker that this process is, or is forked from
 
 
-def make_app(broker_url: str | None, command: Sequence[str] = run.TRAINING) -> Celery:
+def make_app(broker_url: str | None, command: Sequence[str] = TRAINING) -> Celery:
     """The application with the one task a worker has; `command` is the training process."""
-    app = queue.make_app(broker_url or "memory://")  # importable without a broker; `_needs_a_broker` stops the worker
+    app = queue.make_app(broker_url or "memory://")  # importable without a broker; `_be_a_worker` stops the worker
 
-    @app.task(name=queue.TASK, bind=True, shared=False)  # type: ignore[untyped-decorator,unused-ignore]
+    @app.task(name=queue.TASK, shared=False, bind=True)  # type: ignore[untyped-decorator,unused-ignore]
     def run_job(self: Task, job_id: str, attempt: int) -> None:
-        """Run one attempt at a job, if it is there to be run."""
-        worker = f"{self.request.hostname}/{os.getpid()}"
+        """Run the jobs there are; those in the message may be among them."""
+        assert _slot is not None
         with _terminate_means_shutdown():
-            run.run_job(settings(), job_id, attempt, worker=worker, stopping=_is_shutting_down, command=command)
+            run.work(_slot)
+
+    @celeryd_init.connect(weak=False)
+    def be_a_worker(sender: str, instance: Any, conf: Any, **_: Any) -> None:
+        if instance.app is app:
+            _be_a_worker(sender, conf, command)
 
     return app
 
 
-def _is_shutting_down() -> bool:
-    return _shutting_down[0] != 0
-
-
-@celeryd_init.connect
-def _needs_a_broker(**_: Any) -> None:
+def _be_a_worker(name: str, conf: Any, command: Sequence[str]) -> None:
+    """Before the pool is forked: what this worker is, and which queues it listens to."""
+    global _slot
     if settings().broker_url is None:
         raise SystemExit("DSD_BROKER_URL is not set, for example redis://localhost:6379/0; `dsd up` starts a broker.")
+    try:
+        _slot = Slot(settings(), offer_of(settings(), name), command=command)
+    except DsdError as error:
+        raise SystemExit(str(error)) from error
+    conf.task_queues = [Queue(queue_name) for queue_name in heard_by(_slot.offer)]
+
+
+@worker_process_init.connect
+def _be_its_pool_process(**_: Any) -> None:
+    """Also of one that takes the place of a process that was killed with its job."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a process with a network in it would fill the disk
+    if _slot is not None:
+        _slot.board.job_id = None
+        _slot.warm_up()
+
+
+@worker_ready.connect
+def _live(sender: Any, **_: Any) -> None:
+    assert _slot is not None
+    life = Life(settings(), _slot.offer, _slot.board, Ears(sender.app, _slot.offer))
+
+    def live() -> None:
+        life.run()
+        os._exit(1)  # it is deaf: whoever started this worker starts it anew
+
+    Thread(target=live, name="life", daemon=True).start()
 
 
 @worker_shutting_down.connect
 def _shut_down(*_: Any, **__: Any) -> None:
-    _shutting_down[0] = 1
+    if _slot is not None:
+        _slot.board.shutting_down = True
 
 
 @contextmanager

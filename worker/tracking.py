@@ -66,6 +66,8 @@ SIGNATURE = ModelSignature(
 REQUIREMENTS = [f"{name}=={installed(name)}" for name in ("mlflow", "numpy", "onnxruntime")]
 RUN_STATUS = {Status.SUCCEEDED: "FINISHED", Status.FAILED: "FAILED", Status.CANCELLED: "KILLED"}
 LATEST_GOOD = "latest-good"
+LABEL = "label."  # before the name of a label, as a tag
+NOTED = {"note", "request"}  # events that become lines of notes.txt
 
 
 class Tracker:
@@ -160,7 +162,8 @@ class Tracker:
             self._set(row, tracking="pending", tracking_seq=seq, tracking_error=None)
         if row.status in TERMINAL:
             self._close_run(row, run_id)
-            registered = {"model_version": self._register(row, run_id)} if row.status == Status.SUCCEEDED else {}
+            leaves_model = row.status == Status.SUCCEEDED and row.kind != "evaluate"
+            registered = {"model_version": self._register(row, run_id)} if leaves_model else {}
             self._set(row, tracking="synced", tracking_seq=seq, tracking_error=None, **registered)
 
     def _open_run(self, row: JobRow) -> str:
@@ -168,7 +171,7 @@ class Tracker:
         experiment_id = self._experiment()
         found = self.client.search_runs([experiment_id], f"tags.job_id = '{row.id}'", max_results=1)
         tags = {"job_id": row.id, "kind": row.kind, "spec_digest": row.spec_digest, "mlflow.source.name": "dsd"}
-        tags |= {f"label.{key}": value for key, value in row.labels.items()}
+        tags |= _label_tags(row)
         run = found[0] if found else self.client.create_run(experiment_id, _ms(row.started_at), tags, row.name)
         run_id: str = run.info.run_id
         for params in _chunks([Param(name, text) for name, text in params_of(row.spec).items()], PARAMS):
@@ -193,10 +196,20 @@ class Tracker:
         if "checkpoint" in types:
             index = [event.data for event in self._events(row.id, 0, ["checkpoint"], limit=10_000)]
             self.client.log_dict(run_id, {"checkpoints": index}, "checkpoints.json")
-        if "note" in types:
-            notes = [event.data for event in self._events(row.id, 0, ["note"], limit=10_000)]
-            text = "".join(f"{note['at']} {note['level']}: {note['message']}\n" for note in notes)
-            self.client.log_text(run_id, text, "notes.txt")
+        if types & NOTED:
+            notes = self._events(row.id, 0, sorted(NOTED), limit=10_000)
+            self.client.log_text(run_id, "".join(map(_noted, notes)), "notes.txt")
+        if any(event.type == "request" and "labels" in event.data for event in events):
+            self._label(row, run_id)
+
+    def _label(self, row: JobRow, run_id: str) -> None:
+        """Give the run the labels that its job has now, and no others."""
+        wanted = _label_tags(row)
+        for tag in self.client.get_run(run_id).data.tags:
+            if tag.startswith(LABEL) and tag not in wanted:
+                self.client.delete_tag(run_id, tag)
+        for tag, value in wanted.items():
+            self.client.set_tag(run_id, tag, value)
 
     def _close_run(self, row: JobRow, run_id: str) -> None:
         log_file = self.settings.run_dir(row.id) / "log.txt"
@@ -323,10 +336,26 @@ def _trouble(url: str) -> str | None:
     return None
 
 
+_ORIGINS = ("teacher_digest", "student_digest", "dataset_fingerprint", "code_version")
+
+
+def _label_tags(row: JobRow) -> dict[str, str]:
+    return {f"{LABEL}{key}": value for key, value in row.labels.items()}
+
+
+def _noted(event: JobEventRow) -> str:
+    """A line of notes.txt."""
+    data, at = event.data, event.at.isoformat(timespec="milliseconds")
+    if event.type == "note":
+        return f"{at} {data['level']}: {data['message']}\n"
+    what = [data["request"], *(str(value) for key, value in data.items() if key != "request")]
+    return f"{at} asked: {' '.join(what)}\n"
+
+
 def _lineage(row: JobRow) -> dict[str, str]:
     """Where a student comes from and what it is worth, as tags."""
     assert row.result is not None
-    facts = {name: row.result.get(name) for name in ("teacher_digest", "dataset_fingerprint", "code_version")}
+    facts = {name: row.result.get(name) for name in _ORIGINS}
     facts |= {"miou": row.result["student"]["miou"], "params": row.result["student_cost"]["params"]}
     facts |= {"job_id": row.id, "spec_digest": row.spec_digest}
     return {name: str(value) for name, value in facts.items() if value is not None}

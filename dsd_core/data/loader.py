@@ -68,14 +68,17 @@ def steps_per_epoch(images: int, batch: int) -> int:
     return max(1, images // batch)
 
 
-def train_batches(dataset: Dataset, training: Training, first_step: int, steps: int) -> Iterator[Batch]:
-    """The batches of the optimiser steps first_step + 1 .. steps, over as many epochs as that takes.
+def train_batches(
+    dataset: Dataset, training: Training, first_step: int, steps: int, *, rank: int = 0, of: int = 1
+) -> Iterator[Batch]:
+    """The batches of the optimiser steps first_step + 1 .. steps, over as many epochs as that takes; of each the share
+    of one of `of` processes, every image in exactly one.
 
     Neither depends on torch's global generator nor advances it. Loader processes end with the iterator.
     """
     loader = DataLoader(
         _Views(dataset, training),
-        batch_sampler=_Schedule(len(dataset), training, first_step, steps),
+        batch_sampler=_Schedule(len(dataset), training, first_step, steps, slice(rank, None, of)),
         num_workers=training.loaders,
         collate_fn=partial(_batch, labelled=dataset.labelled),
         pin_memory=torch.cuda.is_available(),
@@ -85,12 +88,13 @@ def train_batches(dataset: Dataset, training: Training, first_step: int, steps: 
     return iter(loader)
 
 
-def eval_batches(dataset: Dataset, batch: int) -> Iterator[Batch]:
+def eval_batches(dataset: Dataset, batch: int, *, rank: int = 0, of: int = 1) -> Iterator[Batch]:
     """All images whole; those of one size follow one another, in the dataset's order, and share batches of up to
-    `batch`."""
-    for indices in _by_size(dataset).values():
-        for start in range(0, len(indices), batch):
-            yield _whole(dataset, indices[start : start + batch])
+    `batch`. Of several processes each gets every `of`-th batch."""
+    groups = _by_size(dataset).values()
+    batches = [indices[start : start + batch] for indices in groups for start in range(0, len(indices), batch)]
+    for indices in batches[rank::of]:
+        yield _whole(dataset, indices)
 
 
 def _by_size(dataset: Dataset) -> dict[Size, list[int]]:
@@ -110,11 +114,12 @@ def _whole(dataset: Dataset, indices: list[int]) -> Batch:
 class _Schedule(Sampler[list[Draw]]):
     """What each step draws; any step can be the first, for nothing before it is computed."""
 
-    def __init__(self, images: int, training: Training, first_step: int, steps: int) -> None:
+    def __init__(self, images: int, training: Training, first_step: int, steps: int, share: slice) -> None:
         self.images = images
         self.training = training
         self.first_step = first_step
         self.steps = steps
+        self.share = share
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first_step)
@@ -127,7 +132,7 @@ class _Schedule(Sampler[list[Draw]]):
             epoch, position = divmod(step, per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = self._order(epoch), epoch
-            places = range(position * batch, (position + 1) * batch)
+            places = range(position * batch, (position + 1) * batch)[self.share]
             yield [(epoch, self._number(order, place)) for place in places]
 
     def _order(self, epoch: int) -> np.ndarray:

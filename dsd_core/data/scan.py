@@ -51,12 +51,18 @@ class Scan:
         return tuple(pixels / total for pixels in self.class_pixels)
 
 
-def scan(dataset: Dataset, *, budget_s: float | None = None, field: str = "/dataset") -> Scan:
-    """Read every item fully, in threads, for at most `budget_s` seconds.
+def scan(
+    dataset: Dataset,
+    *,
+    budget_s: float | None = None,
+    field: str = "/dataset",
+    tell: Callable[[int], None] = lambda done: None,
+) -> Scan:
+    """Read every item fully, in threads, for at most `budget_s` seconds; `tell` hears how many items are done.
 
     Raises one DataError for all the files that cannot be used, listing up to 20 of them.
     """
-    scanned = survey(dataset, budget_s=budget_s)
+    scanned = survey(dataset, budget_s=budget_s, tell=tell)
     if scanned.bad:
         raise _all_in_one(scanned.bad, dataset, field)
     return scanned

@@ -113,6 +113,11 @@ class LossSpec(Part):
     def compute(self, seen: Seen) -> Tensor:
         """The unweighted term, a scalar."""
 
+    def counted(self, seen: Seen) -> Tensor:
+        """What the term is a mean over, in this batch: its images, or the positions that count. Processes that share a
+        batch weigh their parts by it."""
+        return seen.labels_NHW.new_tensor(len(seen.labels_NHW), dtype=torch.float32)
+
     def ramp(self, progress: float) -> float:
         """Factor of the weight, in [0, 1], at `progress`: optimiser step / steps of the phase, in (0, 1]."""
         rise = min(1.0, progress / self.warmup) if self.warmup else 1.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dsd_core import dist
 from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import AdversarialLoss, Channels, Layers, LossSpec, Outlook, Seen
 from dsd_core.models.frozen import Frozen
@@ -59,7 +60,10 @@ class DistillTask(nn.Module):
         self._hooks.close()
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Each unweighted term by name, and what each critic minimises; all scalars, in float32."""
+        """Each unweighted term by name, and what each critic minimises; all scalars, in float32.
+
+        Of several processes (`dsd_core.dist`) each gives its part; the sum over them is the term of the whole batch.
+        """
         student = self.student(batch.images_N3HW)
         seen = Seen(
             batch.images_N3HW,
@@ -76,11 +80,19 @@ class DistillTask(nn.Module):
                 for loss in self.losses
                 if isinstance(loss, AdversarialLoss)
             }
-        return terms, criticism
+            return self._parts(terms, seen), self._parts(criticism, seen)
 
     def learned(self) -> list[nn.Parameter]:
         """Parameters that the losses are minimised over: the student's first, then those beside it."""
         return [p for part in (self.student, self.projections) for p in part.parameters() if p.requires_grad]
+
+    def _parts(self, terms: dict[str, Tensor], seen: Seen) -> dict[str, Tensor]:
+        """The terms as parts of those of the whole batch: times this process's share of what each is a mean over."""
+        if dist.world() == 1 or not terms:
+            return terms
+        counting = (loss for loss in self.losses if loss.term in terms)
+        counts = torch.stack([loss.counted(self._for(loss, seen)).float() for loss in counting])
+        return {name: share * value for share, (name, value) in zip(dist.shares(counts), terms.items(), strict=True)}
 
     def _teach(self, batch: Batch) -> Outlook | None:
         if self.teacher is None:

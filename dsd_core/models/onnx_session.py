@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime
 import torch
 
 from dsd_core.errors import WeightsError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 ON_CUDA = "CUDAExecutionProvider"
 ON_CPU = "CPUExecutionProvider"
@@ -21,6 +24,8 @@ def onnx_session(
     With `cuda`, on the GPU where onnxruntime was built for one. Raises WeightsError with onnxruntime's reason, such as
     an operator that it does not have.
     """
+    import onnxruntime  # here, for its import starts a thread, and `dsd_core.warm` may fork only without one
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

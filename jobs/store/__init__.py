@@ -5,7 +5,8 @@
     reading      people: get, list_page, events_after
     estimates    people: when a job will start and end
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
-    workers      workers: register_worker, worker_beat; people: list_workers, set_drain
+    waiting      people: waiting_for, needs_of
+    workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
     webhooks     controller: due_webhooks, webhook_delivered, webhook_failed
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
@@ -28,8 +29,9 @@ from jobs.store.claims import (
     restart_events,
 )
 from jobs.store.estimates import Estimate, estimate
+from jobs.store.moves import NeedFailedError
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
-from jobs.store.queueing import positions, restand
+from jobs.store.queueing import has_work, positions, restand
 from jobs.store.reading import events_after, get, list_page
 from jobs.store.requests import (
     JobNotFound,
@@ -53,6 +55,7 @@ from jobs.store.tracking import (
     set_tracking,
     tracking_due,
 )
+from jobs.store.waiting import Waiting, needs_of, waiting_for
 from jobs.store.webhooks import due_webhooks, webhook_delivered, webhook_failed
 from jobs.store.workers import (
     WorkerNotFound,
@@ -70,9 +73,11 @@ __all__ = [
     "Heard",
     "IdempotencyConflict",
     "JobNotFound",
+    "NeedFailedError",
     "NeedNotFound",
     "NotCancellable",
     "NotPossible",
+    "Waiting",
     "WorkerNotFound",
     "add_model_version",
     "append_events",
@@ -88,6 +93,7 @@ __all__ = [
     "forget_workers",
     "get",
     "get_model_version",
+    "has_work",
     "list_models",
     "list_page",
     "list_workers",
@@ -95,6 +101,7 @@ __all__ = [
     "mark_failed",
     "mark_sent",
     "model_aliases",
+    "needs_of",
     "positions",
     "redispatch",
     "register_worker",
@@ -114,6 +121,7 @@ __all__ = [
     "set_tracking",
     "submit",
     "tracking_due",
+    "waiting_for",
     "webhook_delivered",
     "webhook_failed",
     "worker_beat",

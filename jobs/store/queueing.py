@@ -57,6 +57,11 @@ def candidates(s: Session, offer: Offer, now: datetime) -> Iterator[tuple[str, i
             yield row.id, row.attempt
 
 
+def has_work(s: Session, offer: Offer) -> bool:
+    """Whether there is a job that this worker could claim now."""
+    return next(candidates(s, offer, db_now(s)), None) is not None
+
+
 def may_start(now: datetime) -> ColumnElement[bool]:
     """It is queued, and the time of its next try has come.
 

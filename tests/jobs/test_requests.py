@@ -152,7 +152,7 @@ def test_a_retry_is_a_new_job_that_knows_where_to_go_on(engine: Engine) -> None:
 def test_new_labels_are_found_and_old_ones_are_not(engine: Engine) -> None:
     job_id = a_queued_job(engine, labels={"team": "roads", "run": "1"})
     with db.begin(engine) as s:
-        store.set_labels(s, job_id, {"team": "rails"})
+        store.set_labels(s, job_id, {"team": "rails", "run": None})
     with db.reading(engine) as s:
         found = {pair: [row.id for row in store.list_page(s, limit=9, label=pair)[0]] for pair in LABELS}
     assert found == {("team", "rails"): [job_id], ("team", "roads"): [], ("run", "1"): []}

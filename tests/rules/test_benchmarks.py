@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 sys.path.append(str(ROOT / "benchmarks"))  # last: it has a `queue` that is not the standard library's
 import camvid_losses
 import losses as loss_costs
+
 from benchmarks import queue as queue_costs
 
 METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd", "dsd_cwd")
@@ -37,7 +38,9 @@ def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
     assert preset_losses(method)[1:] == compared[1:]
 
 
-@pytest.mark.parametrize(("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs)])
+@pytest.mark.parametrize(
+    ("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs)]
+)
 def test_the_committed_table_is_that_of_the_committed_figures(name: str, module: object) -> None:
     figures = ROOT / "benchmarks" / "results" / f"{name}.json"
     report = json.loads(figures.read_text())

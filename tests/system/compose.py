@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from deploy.watchdog import die_with_parent
+from dsd_core.parent_death import die_with_parent
 from tests.conftest import ROOT
 
 FILE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

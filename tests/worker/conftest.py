@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 
 import pytest
 
 from jobs import db
 from jobs.settings import Settings
 from tests.worker.mlflow_server import MlflowServer
-from tests.worker.service import SCRIPTED, RunningWorker, Service
-from worker import run
+from tests.worker.service import RunningWorker, Service
+from worker.board import Board
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    settings = Settings(
-        home=tmp_path, lease_s=20, heartbeat_s=0.2, grace_s=10, tick_s=0.2, database_url=None, broker_url=None
-    )
+    quick = {"lease_s": 20, "heartbeat_s": 0.2, "grace_s": 10, "tick_s": 0.2, "backoff_s": 0}
+    settings = Settings(home=tmp_path, database_url=None, broker_url=None, **quick)
     db.migrate(settings.db_url)
     engine = db.make_engine(settings.db_url)
     yield Service(settings, engine)
@@ -31,23 +31,18 @@ def in_background(service: Service) -> Iterator[Callable[..., RunningWorker]]:
     """Run an attempt in a thread. Threads end before the test does."""
     workers: list[RunningWorker] = []
 
-    def start(job_id: str, attempt: int = 1, settings: Settings | None = None) -> RunningWorker:
-        stopping, ended = Event(), []
-
-        def work() -> None:
-            chosen = settings or service.settings
-            ended.append(
-                run.run_job(chosen, job_id, attempt, worker="thread", command=SCRIPTED, stopping=stopping.is_set)
-            )
-
-        worker = RunningWorker(stopping, Thread(target=work), ended)
+    def start(job_id: str, **settings: float) -> RunningWorker:
+        """`settings` are changes to those of the service."""
+        board, ended = Board(), []
+        chosen = replace(service, settings=service.settings.model_copy(update=settings))
+        worker = RunningWorker(board, Thread(target=lambda: ended.append(chosen.run(job_id, board))), ended)
         worker.thread.start()
         workers.append(worker)
         return worker
 
     yield start
     for worker in workers:
-        worker.stopping.set()
+        worker.board.shutting_down = True
         worker.thread.join(30)
 
 

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from celery import Celery
+
+from jobs import queue
 from jobs.settings import Settings
 from tests.servers import spawn
 
 QUICK: dict[str, float] = {"lease_s": 3, "heartbeat_s": 0.3, "tick_s": 0.3, "grace_s": 5, "redispatch_s": 2}
+QUICK |= {"backoff_s": 0.0}
 SCRIPTED_TASKS = "tests.worker.scripted_tasks"
 REAL_TASKS = "worker.tasks"
 
@@ -51,6 +55,17 @@ class Fleet:
         )
         self.processes.append(process)
         return process
+
+    @property
+    def app(self) -> Celery:
+        """What speaks to the broker as the service does."""
+        assert self.settings.broker_url is not None
+        return queue.make_app(self.settings.broker_url)
+
+    def queues_of(self, name: str) -> list[str] | None:
+        """The queues a worker takes messages from; None while it does not answer."""
+        answer = self.app.control.inspect([f"celery@{name}"], timeout=0.5).active_queues()
+        return answer and [queue["name"] for queue in answer[f"celery@{name}"]]
 
     def log(self, name: str) -> str:
         return (self.logs / f"{name}.log").read_text()

@@ -5,6 +5,7 @@ The words of a script are obeyed from left to right; `tries.txt` in the run fold
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -37,11 +38,11 @@ PNG = bytes.fromhex(
 )
 
 
-def main(spec_file: Path, out: Path, teacher: str | None) -> int:
+def main(spec_file: Path, out: Path, weights: str | None) -> int:
     spec = json.loads(spec_file.read_text())
     tries = out / "tries.txt"
     with open(tries, "a") as file:
-        file.write(f"{os.getpid()} {teacher}\n")
+        file.write(f"{os.getpid()} {weights}\n")
     attempt = len(tries.read_text().splitlines())
     emit = EventFile(out / "events.jsonl")
     emit(Started(spec_digest="d" * 64, code_version="1", device="cpu", torch="0", threads=1, total_steps=10))
@@ -68,6 +69,21 @@ def act(word: str, attempt: int, out: Path, emit: EventFile) -> int | None:
         time.sleep(120)
     elif word == "hang_first" and attempt == 1:
         return act("hang", attempt, out, emit)
+    elif word == "stall_first" and attempt == 1:
+        faulthandler.register(signal.SIGUSR1)
+        (out / "pulse").write_text("1")
+        return act("deaf", attempt, out, emit)
+    elif word == "wait_for_stop":  # SIGUSR2, as long as it takes
+        signal.signal(signal.SIGUSR2, lambda *_: (out / "asked_to_stop").touch())
+        (out / "pulse").write_text("1")
+        return act("wait_for=asked_to_stop", attempt, out, emit)
+    elif word == "take":  # MiB of memory
+        taken = bytearray(int(number) * 2**20)
+        emit(Note(message=f"took {len(taken)} bytes"))
+        return act("hang", attempt, out, emit)
+    elif word == "kill_worker":
+        os.kill(os.getppid(), signal.SIGKILL)
+        return act("deaf", attempt, out, emit)
     elif (word == "killed_first" and attempt == 1) or word == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif word == "diverge":
@@ -132,5 +148,6 @@ def result(out: Path, beats_floor: bool) -> Result:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    given = arguments[arguments.index("--teacher") + 1] if "--teacher" in arguments else None
+    flag = next((flag for flag in ("--teacher", "--student") if flag in arguments), None)
+    given = arguments[arguments.index(flag) + 1] if flag else None
     sys.exit(main(Path(arguments[0]), Path(arguments[arguments.index("--out") + 1]), given))

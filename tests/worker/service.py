@@ -7,19 +7,25 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import psutil
 from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from dsd_core.spec import JobSpec, parse_spec
 from jobs import db, store
+from jobs.resources import Offer
 from jobs.settings import Settings
-from jobs.status import Reason
-from jobs.tables import JobEventRow, JobRow
+from jobs.status import Drain, Reason
+from jobs.tables import JobEventRow, JobRow, WorkerRow
 from worker import run
+from worker.board import Board
+from worker.database import Database
+from worker.slot import Slot
 
+OFFER = Offer("test", "here", "cpu", memory_gib=1000.0)
 SCRIPTED = (sys.executable, str(Path(__file__).parent / "scripted_child.py"))
 
 
@@ -72,12 +78,33 @@ class Service:
         with db.reading(self.engine) as s:
             return store.events_after(s, job_id, 0, 100_000, types or None)
 
-    def cancel(self, job_id: str) -> None:
+    def ask(self, request: Callable[[Session, str], JobRow], job_id: str) -> None:
         with db.begin(self.engine) as s:
-            store.request_cancel(s, job_id)
+            request(s, job_id)
 
-    def run(self, job_id: str, attempt: int = 1, **options: Any) -> Reason | None:
-        return run.run_job(self.settings, job_id, attempt, worker="test", command=SCRIPTED, **options)
+    def workers(self) -> list[WorkerRow]:
+        with db.reading(self.engine) as s:
+            return store.list_workers(s)
+
+    def drain(self, worker: str, how: Drain | None) -> None:
+        with db.begin(self.engine) as s:
+            store.set_drain(s, worker, how)
+
+    def cancel(self, job_id: str) -> None:
+        self.ask(store.request_cancel, job_id)
+
+    def slot(self, board: Board | None = None) -> Slot:
+        return Slot(self.settings, OFFER, board or Board(), SCRIPTED)
+
+    def run(self, job_id: str, board: Board | None = None) -> Reason | None:
+        """One attempt, by a worker of this process; None also where there is nothing to claim."""
+        database = Database(self.settings.db_url, longest_delay_s=self.settings.heartbeat_s)
+        claim = database(lambda s: store.claim_next(s, OFFER, self.settings.lease_s))
+        assert claim is None or claim.job_id == job_id
+        try:
+            return claim and run.run_claim(self.slot(board), database, claim)
+        finally:
+            database.close()
 
     def folder(self, job_id: str) -> Path:
         return self.settings.run_dir(job_id)
@@ -95,7 +122,7 @@ class Service:
 class RunningWorker:
     """An attempt that runs in a thread of this process."""
 
-    stopping: Event
+    board: Board
     thread: Thread
     ended: list[Reason | None]
 

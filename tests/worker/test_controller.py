@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from sqlalchemy import text
 
@@ -29,6 +30,14 @@ def test_a_message_stays_in_the_outbox_while_the_broker_is_away(service: Service
     assert until(lambda: relay(service.engine, app)) == 1
     assert relay(service.engine, app) == 0
     assert service.row(job).status == Status.QUEUED
+
+
+def test_a_job_for_a_gpu_is_announced_where_workers_with_gpus_listen(service: Service, broker_url: str) -> None:
+    job = service.submit("finish", resources={"device": "cuda"})
+    app = queue.make_app(broker_url)
+    relay(service.engine, app)
+    with app.connection() as connection, closing(connection.SimpleQueue("jobs.cuda")) as messages:
+        assert messages.get(timeout=5).payload[0] == [job, 1]
 
 
 def test_a_job_of_a_lost_worker_is_queued_again_once_workers_had_one_lease_to_be_heard(service: Service) -> None:

@@ -24,8 +24,8 @@ WITH_A_CHILD = [
 ]
 
 
-def started(command: list[str], folder: Path, job_id: str = "job_launch") -> launch.Child:
-    child = launch.start(command, job_id=job_id, log=folder / "log.txt")
+def started(command: list[str], folder: Path, job_id: str = "job_launch", fence: int = 1) -> launch.Child:
+    child = launch.start(command, job_id=job_id, fence=fence, log=folder / "log.txt")
     until(lambda: "up" in (folder / "log.txt").read_text())
     return child
 
@@ -66,7 +66,7 @@ def test_a_kill_reaches_the_whole_group(tmp_path: Path) -> None:
 def test_loaders_of_a_child_that_died_are_ended_too(tmp_path: Path) -> None:
     child = started(WITH_A_CHILD, tmp_path)
     grandchild = int((tmp_path / "log.txt").read_text().split()[1])
-    os.kill(child.process.pid, signal.SIGKILL)
+    os.kill(child.pid, signal.SIGKILL)
     assert child.wait(20) == -signal.SIGKILL
     launch.kill(child)
     assert not runs(grandchild)
@@ -94,8 +94,11 @@ def test_the_child_dies_with_its_worker(tmp_path: Path) -> None:
 def test_what_an_earlier_attempt_left_on_this_host_is_ended_first(tmp_path: Path) -> None:
     earlier = started(SLEEPS, tmp_path, job_id="job_zombie")
     other = started(SLEEPS, tmp_path, job_id="job_other")
-    assert launch.end_leftovers("job_zombie") == 1
+    newer = started(SLEEPS, tmp_path, job_id="job_zombie", fence=3)
+    assert launch.end_leftovers("job_zombie", fence=3) == 1
     assert earlier.wait(20) == -signal.SIGKILL
     assert other.wait(0) is None
-    assert launch.end_leftovers("job_zombie") == 0
+    assert newer.wait(0) is None
+    assert launch.end_leftovers("job_zombie", fence=3) == 0
     launch.kill(other)
+    launch.kill(newer)

@@ -54,14 +54,23 @@ class CrossEntropy(LossSpec):
         return ()
 
     def compute(self, seen: Seen) -> Tensor:
-        labels = seen.labels_NHW
-        if self.labels == "teacher":
-            labels = pseudo_labels(seen.taught.logits_NKHW, seen.valid_NHW, self.confidence)
+        labels = self._labels(seen)
         total = self._ce(seen.student.logits_NKHW, labels, seen.class_weights)
         for logits in seen.student.features.get("auxiliary", ()):
             grown = ops.resize(ops.widen(logits), ops.grid_of(labels))
             total = total + self.auxiliary * self._ce(grown, labels, seen.class_weights)
         return total
+
+    def counted(self, seen: Seen) -> Tensor:
+        labels = self._labels(seen)
+        if not self.needs_class_shares or seen.class_weights is None:
+            return (labels != IGNORE).sum()
+        return seen.class_weights[labels[labels != IGNORE]].sum()
+
+    def _labels(self, seen: Seen) -> Tensor:
+        if self.labels == "dataset":
+            return seen.labels_NHW
+        return pseudo_labels(seen.taught.logits_NKHW, seen.valid_NHW, self.confidence)
 
     def _ce(self, logits_NKHW: Tensor, labels_NHW: Tensor, class_weights: Tensor | None) -> Tensor:
         return ce(

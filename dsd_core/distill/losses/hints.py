@@ -25,6 +25,9 @@ class Hints(FeatureLoss):
     def compute(self, seen: Seen) -> Tensor:
         return self.mean_over_pairs(seen, partial(fitnet, valid=seen.valid_NHW))
 
+    def counted(self, seen: Seen) -> Tensor:
+        return ops.valid_on(seen.valid_NHW, seen.student.features[self.on][0]).sum()
+
 
 def fitnet(student: Tensor, teacher: Tensor, *, valid: Tensor | None = None) -> Tensor:
     """Mean over images, channels and valid positions of `(F_S - F_T)^2`, features NCHW of the same N and C.

@@ -27,6 +27,9 @@ class IntraClass(FeatureLoss):
         classes = seen.student.logits_NKHW.shape[1]
         return self.mean_over_pairs(seen, partial(ifvd, labels=seen.labels_NHW, classes=classes, valid=seen.valid_NHW))
 
+    def counted(self, seen: Seen) -> Tensor:
+        return ops.valid_on(seen.valid_NHW, seen.student.features[self.on][0]).sum()
+
 
 def ifvd(
     student: Tensor, teacher: Tensor, labels: Tensor, *, classes: int | None = None, valid: Tensor | None = None

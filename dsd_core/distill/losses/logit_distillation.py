@@ -24,6 +24,9 @@ class LogitDistillation(LogitLoss):
         student, teacher, valid = self.logits(seen)
         return kd(student, teacher, temperature=self.temperature, valid=valid)
 
+    def counted(self, seen: Seen) -> Tensor:
+        return self.logits(seen)[2].sum()
+
 
 def kd(
     student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0, valid: Tensor | None = None

@@ -29,6 +29,9 @@ class Relations(LogitLoss):
         student, teacher, valid = self.logits(seen)
         return dist(student, teacher, beta=self.beta, gamma=self.gamma, temperature=self.temperature, valid=valid)
 
+    def counted(self, seen: Seen) -> Tensor:
+        return self.logits(seen)[2].sum()
+
 
 def dist(
     student_logits: Tensor,

@@ -24,9 +24,11 @@ def upgrade() -> None:
     _index_labels()
     op.create_index(op.f("ix_jobs_line_id"), "jobs", ["line", "id"], unique=False)
     op.create_index(op.f("ix_jobs_kind_id"), "jobs", ["kind", "id"], unique=False)
+    op.create_index(op.f("ix_jobs_group_name_id"), "jobs", ["group_name", "id"], unique=False)
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_jobs_group_name_id"), table_name="jobs")
     op.drop_index(op.f("ix_jobs_kind_id"), table_name="jobs")
     op.drop_index(op.f("ix_jobs_line_id"), table_name="jobs")
     _announce_all()
