@@ -46,8 +46,10 @@ def cancel(job_id: str) -> Callable[[Session], str | None]:
     return work
 
 
-def test_of_two_claimers_exactly_one_wins_every_time(engine: Engine) -> None:
-    for _ in range(100):
+@pytest.mark.fault("F38")
+@pytest.mark.parametrize("times", [50, pytest.param(500, marks=pytest.mark.faults_only)])
+def test_of_two_claimers_exactly_one_wins_every_time(engine: Engine, times: int) -> None:
+    for _ in range(times):
         job_id = a_queued_job(engine)
         claims = together(engine, claim(job_id, "worker-1"), claim(job_id, "worker-2"))
         (winner,) = [won for won in claims if won is not None]
