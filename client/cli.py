@@ -92,6 +92,13 @@ def up(context: typer.Context) -> None:
     local.replace_process(local.program("deploy.up", *context.args))
 
 
+@app.command(context_settings=PASS_ON)
+def doctor(context: typer.Context) -> None:
+    """Say whether every part of the service on this machine works, and what to do where one does not."""
+    local.need("celery", "all", "Examining the service")
+    local.replace_process(local.program("deploy.doctor", *context.args))
+
+
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="A CamVid folder. Default: generated street scenes.")] = None,

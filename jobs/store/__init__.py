@@ -8,6 +8,7 @@
     waiting      people: waiting_for, needs_of
     workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
+    webhooks     controller: due_webhooks, webhook_delivered, webhook_failed
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     retention    controller and people: what may be deleted, and that it was
     moves        under them: the one place where a status moves
@@ -67,6 +68,7 @@ from jobs.store.tracking import (
     tracking_due,
 )
 from jobs.store.waiting import Waiting, needs_of, waiting_for
+from jobs.store.webhooks import due_webhooks, webhook_delivered, webhook_failed
 from jobs.store.workers import (
     WorkerNotFound,
     forget_workers,
@@ -97,6 +99,7 @@ __all__ = [
     "claim",
     "claim_next",
     "due_outbox",
+    "due_webhooks",
     "estimate",
     "events_after",
     "expire_leases",
@@ -140,5 +143,7 @@ __all__ = [
     "tracking_due",
     "unmark_student",
     "waiting_for",
+    "webhook_delivered",
+    "webhook_failed",
     "worker_beat",
 ]
