@@ -8,7 +8,9 @@ repeated.
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -30,6 +32,7 @@ from jobs.tables import UtcDateTime
 BUSY_TIMEOUT_S = 10.0
 POOLED = 5  # connections that stay open
 MIGRATIONS = Path(__file__).parent / "migrations"
+ASK_EVERY_S = 0.004
 WAL_SAFE_SINCE = (3, 51, 3)
 
 
@@ -165,4 +168,34 @@ def _on_sqlite_connect(connection: Any, _record: object) -> None:
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("dsd_write") else "BEGIN")
+    if connection.get_execution_options().get("dsd_write"):
+        _wait_for_the_lock(connection)
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _wait_for_the_lock(connection: Connection) -> None:
+    """Ask for the write lock at the same short intervals for BUSY_TIMEOUT_S.
+
+    SQLite itself asks ever more rarely, up to once in 0.1 s, so that among many writers those that came last win and
+    one that has waited long may wait until it is refused.
+    """
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    driver.execute("PRAGMA busy_timeout = 0").close()
+    try:
+        while time.monotonic() < deadline and not _has_begun(driver):
+            time.sleep(random.uniform(0.5, 1.5) * ASK_EVERY_S)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}").close()
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the error is SQLAlchemy's
+
+
+def _has_begun(driver: Any) -> bool:
+    try:
+        driver.execute("BEGIN IMMEDIATE").close()
+    except sqlite3.OperationalError:
+        return False
+    return True

@@ -30,6 +30,7 @@ class Answer:
     request: str
     status: int
     outage: bool
+    retry_after: str | None = None
 
 
 def broken_histories(engine: Engine) -> Iterator[str]:
@@ -97,10 +98,10 @@ def job_processes(ledger: Collection[str]) -> list[psutil.Process]:
 
 
 def wrong_answers(answers: Collection[Answer], log: str) -> Iterator[str]:
-    """O5: no 500 at all, and a 5xx only while something was switched off."""
+    """O5: no 500 at all; a 503 only while something was switched off, and with the time to try again."""
     for answer in answers:
-        if answer.status == 500 or (answer.status > 500 and not answer.outage):
-            yield f"{answer.request} was answered with {answer.status}"
+        if answer.status == 500 or (answer.status > 500 and not (answer.outage and answer.retry_after)):
+            yield f"{answer.request} was answered with {answer.status}, Retry-After {answer.retry_after}"
     yield from (f"the API logged {line}" for line in re.findall(r'"[A-Z]+ [^"]*" 500\b.*', log))
 
 

@@ -76,6 +76,8 @@ class Site(Service):
 
     def start_api(self, **options: Any) -> Process:
         """Start `uvicorn` with the API; returns when it answers."""
+        if self.http:
+            self.http.close()
         port = free_port()
         process = self.fleet.api(port, **options)
         until(lambda: process.poll() is not None or _answers(port))
@@ -95,7 +97,8 @@ class Site(Service):
         """All five oracles. Everything the case switched off runs again."""
         self.all_end()
         until(lambda: not oracles.job_processes(self.ledger), 10)
-        assert list(self.broken()) == []
+        broken = list(self.broken())
+        assert not broken, "\n".join(broken)
 
     def broken(self) -> Iterator[str]:
         """What the oracles have to say."""
@@ -122,7 +125,8 @@ class Site(Service):
 
     def _remember(self, response: httpx.Response) -> None:
         request = f"{response.request.method} {response.request.url.path}"
-        self.answers.append(oracles.Answer(request, response.status_code, self.outage))
+        retry_after = response.headers.get("Retry-After")
+        self.answers.append(oracles.Answer(request, response.status_code, self.outage, retry_after))
 
 
 def no_training() -> NoReturn:
@@ -142,6 +146,8 @@ def a_site(
         yield site
     finally:
         site.fleet.end()
+        if site.http:
+            site.http.close()
         engine.dispose()
 
 

@@ -92,7 +92,7 @@ def test_what_a_job_leaves_behind_is_named(engine: Engine, done: str, tmp_path: 
 
 
 def test_an_answer_of_500_and_a_503_without_cause_are_named() -> None:
-    answers = [oracles.Answer("GET /a", 500, True), oracles.Answer("GET /b", 503, True)]
-    answers += [oracles.Answer("GET /c", 503, False), oracles.Answer("GET /d", 404, False)]
+    answers = [oracles.Answer("GET /a", 500, True), oracles.Answer("GET /b", 503, True, "5")]
+    answers += [oracles.Answer("GET /c", 503, False, "5"), oracles.Answer("GET /d", 404, False)]
     said = list(oracles.wrong_answers(answers, 'INFO: 127.0.0.1:1 - "GET /e HTTP/1.1" 500 Internal Server Error\n'))
     assert [path for path in ("/a", "/b", "/c", "/d", "/e") if path in " ".join(said)] == ["/a", "/c", "/e"]

@@ -56,6 +56,7 @@ def test_of_two_claimers_exactly_one_wins_every_time(engine: Engine, times: int)
         assert (job(engine, job_id).worker, job(engine, job_id).fence) == (winner.worker, 1)
 
 
+@pytest.mark.fault("F37")
 def test_twenty_submissions_with_one_key_make_one_job(engine: Engine) -> None:
     submissions = together(
         engine, *20 * [lambda s: store.submit(s, a_spec(), max_attempts=1, idempotency_key="the-key")]
@@ -72,6 +73,7 @@ def test_twenty_submissions_without_key_make_twenty_jobs(engine: Engine) -> None
     assert len({row.id for row, _ in submissions}) == 20
 
 
+@pytest.mark.fault("F35")
 def test_cancelling_a_job_that_finishes_has_one_truthful_end(engine: Engine) -> None:
     for _ in range(50):
         held = a_running_job(engine)
@@ -85,6 +87,7 @@ def test_cancelling_a_job_that_finishes_has_one_truthful_end(engine: Engine) -> 
         assert sum(to in ("cancelled", "succeeded", "failed") for _, to in moves(engine, held.job_id)) == 1
 
 
+@pytest.mark.fault("F36")
 def test_cancelling_a_job_that_is_being_claimed_has_one_truthful_end(engine: Engine) -> None:
     for _ in range(50):
         job_id = a_queued_job(engine)
@@ -105,6 +108,7 @@ def test_a_lapsed_job_is_either_kept_or_taken_never_both(engine: Engine, reason:
         assert len(moves(engine, job_id)) == 3
 
 
+@pytest.mark.fault("F9")
 def test_two_controllers_take_each_lapsed_job_once(engine: Engine) -> None:
     ids = [a_queued_job(engine) for _ in range(10)]
     for job_id in ids:
