@@ -1,4 +1,4 @@
-"""PostgreSQL as several machines reach it: over TCP, with a password. (The server of the tests is built without TLS.)"""
+"""PostgreSQL as several machines reach it: over TCP, with a password. (The server of the tests has no TLS.)"""
 
 from __future__ import annotations
 
