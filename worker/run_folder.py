@@ -26,8 +26,10 @@ def prepare(folder: Path, spec: dict[str, Any], networks: dict[str, Path]) -> li
     """
     for part, path in networks.items():
         if not path.exists():
-            message = f"The student that is to be the {part} is gone: there is no {path}."
-            raise WeightsError(message, field=f"/{part}", hint="Choose another model or job.")
+            by = "job" if spec[part].get("job") else "model"
+            message = f"The files of {by} {spec[part][by]!r} are gone: there is no {path}."
+            hint = "Choose another version." if by == "model" else "Name another job, or run that one again."
+            raise WeightsError(message, field=f"/{part}/{by}", hint=hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")

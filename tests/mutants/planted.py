@@ -29,7 +29,7 @@ MUTANTS = (
     Mutant(
         "a job is claimed whatever its status",
         "jobs/store/queueing.py",
-        "return and_(JobRow.status == Status.QUEUED, or_(",
+        "return and_(queued, or_(",
         "return and_(or_(",
         (
             "tests/jobs/test_queueing.py::test_a_job_that_the_version_before_has_queued_or_claimed_is_treated_rightly[sqlite]",
