@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup check test test-fast demo up compare loss-costs clean
+.PHONY: setup check test test-fast demo up compare loss-costs mutants clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,9 @@ compare: setup
 
 loss-costs: setup
 	$(BIN)/python benchmarks/losses.py
+
+mutants: setup
+	$(BIN)/python -m tests.mutants.run
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
