@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -43,6 +45,7 @@ WISHES: dict[str, Callable[[Session, str], JobRow]] = {
     "pause": store.request_pause,
     "cancel": store.request_cancel,
 }
+FIRST_WISHES = [[], ["pause"], ["pause", "resume"], ["stop"], ["cancel"]]
 PROTOCOL = model.Protocol()
 
 
@@ -66,9 +69,9 @@ class Lives(RuleBasedStateMachine):
     engine: Engine
     seen: Counter[str]  # what has come about, over all lives
 
-    @initialize(max_attempts=st.sampled_from([2, 3, 1]), wish=st.sampled_from([None, *WISHES]))
-    def begin(self, max_attempts: int, wish: str | None) -> None:
-        """Many lives begin with a job that runs and of which something is asked."""
+    @initialize(max_attempts=st.sampled_from([2, 3, 1]), claimed=st.booleans(), wishes=st.sampled_from(FIRST_WISHES))
+    def begin(self, max_attempts: int, claimed: bool, wishes: list[str]) -> None:
+        """Many lives begin with a job of which something was asked while it waited or ran."""
         with db.begin(self.engine) as s:
             for table in reversed(Base.metadata.sorted_tables):
                 s.execute(delete(table))
@@ -78,8 +81,9 @@ class Lives(RuleBasedStateMachine):
         self.taken: dict[int, int] = {}  # by place of the job: its message, where a relay has taken it
         self.late: list[int] = []  # messages that a relay has taken and that are no more
         self.submit(max_attempts=max_attempts, priority=0, group="a", resources={}, needed=[])
-        if wish is not None:
+        if claimed:
             self.claim(which=0, late_by=0, lease_s=60.0)
+        for wish in wishes:
             self.ask(which=0, wish=wish, in_vain=False)
 
     # People
@@ -436,6 +440,26 @@ WAYS = [
 ]
 
 
+@pytest.fixture
+def sqlite_in_memory() -> Iterator[Engine]:
+    """A store that waits for no disk, where the system has files in memory."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="dsd-", dir=memory if memory.is_dir() else None) as folder:
+        yield from migrated(f"sqlite:///{folder}/jobs.db")
+
+
+@pytest.fixture
+def postgres_engine(postgres_url: str) -> Iterator[Engine]:
+    yield from migrated(postgres_url)
+
+
+def migrated(url: str) -> Iterator[Engine]:
+    db.migrate(url)
+    engine = db.make_engine(url)
+    yield engine
+    engine.dispose()
+
+
 def live(engine: Engine, lives: int) -> Counter[str]:
     """Lead so many lives, the same each time; what has come about in them, and how often."""
     Lives.engine, Lives.seen = engine, Counter()
@@ -453,11 +477,12 @@ def live(engine: Engine, lives: int) -> Counter[str]:
     return Lives.seen
 
 
-def test_in_every_random_life_the_store_is_what_the_model_says(engine: Engine) -> None:
-    live(engine, lives=20)
+@pytest.mark.parametrize("on", ["sqlite_in_memory", "postgres_engine"])
+def test_in_every_random_life_the_store_is_what_the_model_says(request: pytest.FixtureRequest, on: str) -> None:
+    live(request.getfixturevalue(on), lives=20)
 
 
 @pytest.mark.slow
-def test_in_many_random_lives_everything_comes_about(sqlite_engine: Engine) -> None:
-    seen = live(sqlite_engine, lives=250)
+def test_in_many_random_lives_everything_comes_about(sqlite_in_memory: Engine) -> None:
+    seen = live(sqlite_in_memory, lives=200)
     assert [way for way in WAYS if not seen[way]] == []
