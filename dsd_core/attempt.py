@@ -59,10 +59,13 @@ def run_attempt(
     """
     heard = Heard()
     spec = load_spec(job)
-    out.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
-    tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
-    _failure_file(out, rank).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _failure_file(out, rank).unlink(missing_ok=True)
+        tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
+    except OSError as error:
+        raise storage_error(error, out) from error
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
         from dsd_core.train import fit
