@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup check test test-fast demo up compare loss-costs clean
+.PHONY: setup check test test-fast faults soak demo up compare loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,13 @@ test: setup
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults_only"
+
+faults: setup
+	$(BIN)/python -m pytest -m fault
+
+soak: setup
+	@$(BIN)/python -m tests.faults.soak $(if $(JOBS),--jobs $(JOBS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 demo: setup
 	$(BIN)/dsd demo $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
@@ -35,6 +41,9 @@ compare: setup
 
 loss-costs: setup
 	$(BIN)/python benchmarks/losses.py
+
+queue-costs: setup
+	$(BIN)/python benchmarks/queue.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

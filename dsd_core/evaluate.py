@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from dsd_core import dist
 from dsd_core.boundary import boundary_counts
-from dsd_core.data.dataset import IGNORE
-from dsd_core.data.loader import Batch
+from dsd_core.data.dataset import IGNORE, Dataset
+from dsd_core.data.loader import Batch, eval_batches
 from dsd_core.errors import Interrupted
 from dsd_core.events import Evaluated, Event, FurtherSeed, Score, Subject
 from dsd_core.inference import LogitsOf, predictor
@@ -120,25 +121,27 @@ def evaluate(
     return whole.score(classes), whole.images, time.perf_counter() - start
 
 
-def evaluate_and_tell(
+def score_split(
     network: LogitsOf,
-    batches: Iterable[Batch],
-    images: int,
-    classes: tuple[str, ...],
+    data: Dataset,
     options: Evaluation,
     emit: Callable[[Event], None],
+    goes_on: Callable[[], bool],
+    device: torch.device,
     *,
     subject: Subject,
     seed: FurtherSeed = None,
     step: int = 0,
     total_step: int = 0,
 ) -> Score:
-    """As `evaluate`, of a network that looks at the images as `options` say; its score also becomes an event.
+    """`evaluate` a network that looks at a split as `options` say, and make an event of its score.
 
-    Raises Interrupted where the batches of all processes end before `images`.
+    `goes_on` is asked before each batch. Raises Interrupted, in all processes, after it said no in one of them.
     """
-    score, seen, seconds = evaluate(predictor(network, options), batches, classes, boundary=options.boundary)
-    if seen < images:
+    share = eval_batches(data, options.batch, rank=dist.rank(), of=dist.world())
+    batches = (batch.to(device) for batch in takewhile(lambda batch: goes_on(), share))
+    score, images, seconds = evaluate(predictor(network, options), batches, data.classes, boundary=options.boundary)
+    if images < len(data):
         raise Interrupted(f"Stopped while the {subject} was scored.")
     emit(
         Evaluated(

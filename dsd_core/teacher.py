@@ -75,7 +75,7 @@ def _named_file(source: Teacher | Student, field: str) -> Path:
     raise SpecError(
         f"The {described} {getattr(source, kind)!r} was not fetched.",
         field=f"{field}/{kind}",
-        hint=f"Without the service, name a file in {field}/weights.",
+        hint=f"Without the service, give its file as {field}/weights or with --{field[1:]} FILE.",
     )
 
 

@@ -6,8 +6,9 @@ Both are short and have no checkpoint: one that is stopped starts again from the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,14 @@ import torch
 
 from dsd_core.check import refuse_unlabelled
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.loader import Batch, cached, eval_batches
+from dsd_core.data.loader import cached
 from dsd_core.data.scan import scan
-from dsd_core.evaluate import evaluate_and_tell
+from dsd_core.evaluate import score_split
 from dsd_core.events import Event, Note, Result, Score, Started
 from dsd_core.export import Exported, code_version, export_student, fixed_size_warning, measure_cost, write_result
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec, Preprocess
-from dsd_core.pulse import Pulse
+from dsd_core.pulse import Pulse, read_on
 from dsd_core.spec import JobSpec
 from dsd_core.teacher import load_student
 
@@ -36,6 +37,7 @@ class Trained:
     preprocess: Preprocess
     digest: str  # sha256 of its file
     val_set: Dataset
+    device: torch.device
 
 
 def evaluate_student(
@@ -51,10 +53,7 @@ def evaluate_student(
 
     Raises DsdError; Interrupted after `stop()` turned true.
     """
-    pulse = Pulse(out / "pulse")
-    trained = _open(spec, emit, weights, pulse)
-    refuse_unlabelled(spec, trained.val_set)
-    score = _score(trained, spec, emit, stop, pulse)
+    trained, score = _scored(spec, out, emit, weights, stop)
     return _finish(trained, spec, out, score, None)
 
 
@@ -70,9 +69,7 @@ def export_again(
 
     As `evaluate_student` in everything else.
     """
-    pulse = Pulse(out / "pulse")
-    trained = _open(spec, emit, weights, pulse)
-    score = _score(trained, spec, emit, stop, pulse)
+    trained, score = _scored(spec, out, emit, weights, stop)
     exported = export_student(
         trained.segmenter,
         trained.network,
@@ -94,49 +91,46 @@ def export_again(
     return _finish(trained, spec, out, score, exported)
 
 
-def _open(spec: JobSpec, emit: Callable[[Event], None], weights: Path | None, pulse: Pulse) -> Trained:
+def _scored(
+    spec: JobSpec, out: Path, emit: Callable[[Event], None], weights: Path | None, stop: Callable[[], bool]
+) -> tuple[Trained, Score]:
+    pulse = Pulse(out / "pulse")
+
+    def goes_on() -> bool:
+        pulse()
+        return not stop()
+
+    trained = _open(spec, weights, partial(read_on, pulse, stop))
+    emit(
+        Started(
+            spec_digest=spec.digest(),
+            code_version=code_version(),
+            device=str(trained.device),
+            torch=torch.__version__,
+            threads=torch.get_num_threads(),
+            total_steps=0,
+            dataset_fingerprint=trained.val_set.fingerprint(),
+        )
+    )
+    if not trained.val_set.labelled:
+        emit(Note(level="warning", message="The validation images have no labels: the student is not scored."))
+    score = score_split(
+        trained.segmenter, trained.val_set, spec.evaluate, emit, goes_on, trained.device, subject="student"
+    )
+    return trained, score
+
+
+def _open(spec: JobSpec, weights: Path | None, tell: Callable[[int], None]) -> Trained:
     """Everything that can fail within seconds: the split is read once, and the student loaded."""
     torch.set_num_threads(spec.train.threads or os.cpu_count() or 1)
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.dataset
     val_set = cached(open_dataset(data.name, data.root, "val", data.size))
-    scan(val_set, tell=lambda done: pulse())
+    refuse_unlabelled(spec, val_set)
+    scan(val_set, tell=tell)
     segmenter, network, preprocess, digest = load_student(spec.student, val_set.classes, weights)
-    emit(
-        Started(
-            spec_digest=spec.digest(),
-            code_version=code_version(),
-            device=str(device),
-            torch=torch.__version__,
-            threads=torch.get_num_threads(),
-            total_steps=0,
-            dataset_fingerprint=val_set.fingerprint(),
-        )
-    )
-    if not val_set.labelled:
-        emit(Note(level="warning", message="The validation images have no labels: the student is not scored."))
-    return Trained(segmenter.to(device), network, preprocess, digest, val_set)
-
-
-def _score(
-    trained: Trained, spec: JobSpec, emit: Callable[[Event], None], stop: Callable[[], bool], pulse: Pulse
-) -> Score:
-    data = trained.val_set
-    batches = _until(stop, pulse, eval_batches(data, spec.evaluate.batch), next(trained.segmenter.parameters()).device)
-    return evaluate_and_tell(
-        trained.segmenter, batches, len(data), data.classes, spec.evaluate, emit, subject="student"
-    )
-
-
-def _until(
-    stop: Callable[[], bool], pulse: Callable[[], None], batches: Iterator[Batch], device: torch.device
-) -> Iterator[Batch]:
-    for batch in batches:
-        pulse()
-        if stop():
-            return
-        yield batch.to(device)
+    return Trained(segmenter.to(device), network, preprocess, digest, val_set, device)
 
 
 def _finish(trained: Trained, spec: JobSpec, out: Path, score: Score, exported: Exported | None) -> Result:

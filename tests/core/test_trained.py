@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_a_student_is_scored_as_the_options_say_and_nothing_is_written(weights: 
     assert not (tmp_path / "student").exists()
 
 
-def test_an_export_writes_the_student_for_the_size_it_was_asked_for_and_its_file_alone_is_scored_alike(
+def test_an_export_is_the_student_at_the_size_it_was_asked_for_and_is_scored_alike(
     weights: Path, tmp_path: Path
 ) -> None:
     changes = {"dataset": DATASET | {"size": [48, 80]}, "export": {"precision": "float16"}}
@@ -114,10 +115,15 @@ def test_an_export_without_labels_has_no_score_and_says_so(tmp_path: Path) -> No
     assert caught.value.field == "/dataset"
 
 
-def test_a_job_on_a_trained_student_stops_between_two_batches(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="Stopped while the student was scored"):
-        evaluate_student(job("evaluate", {"weights": str(weights)}), tmp_path, lambda event: None, stop=lambda: True)
+@pytest.mark.parametrize(("asked", "while_"), [(0, "the data was read, 1 images"), (61, "the student was scored")])
+def test_a_job_on_a_trained_student_stops_between_two_images_or_batches(
+    asked: int, while_: str, weights: Path, tmp_path: Path
+) -> None:
+    calls = count()
+    with pytest.raises(Interrupted, match=f"Stopped while {while_}"):
+        evaluate_student(job("evaluate", {"weights": str(weights)}), tmp_path, print, stop=lambda: next(calls) >= asked)
     assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "pulse").read_text().strip().isdigit()
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,14 @@ from jobs import queue
 from jobs.settings import Settings
 from tests.servers import spawn
 
-QUICK: dict[str, float] = {"lease_s": 3, "heartbeat_s": 0.3, "tick_s": 0.3, "grace_s": 5, "redispatch_s": 2}
-QUICK |= {"backoff_s": 0.0}
+QUICK: dict[str, float] = {
+    "lease_s": 3,
+    "heartbeat_s": 0.3,
+    "tick_s": 0.3,
+    "grace_s": 5,
+    "redispatch_s": 0.5,
+    "backoff_s": 0.0,
+}
 SCRIPTED_TASKS = "tests.worker.scripted_tasks"
 REAL_TASKS = "worker.tasks"
 
@@ -25,31 +31,38 @@ Process = subprocess.Popen[bytes]
 
 
 class Fleet:
-    """Starts the processes of one service. `changes` are settings of that process alone, as `database_url=…`."""
+    """Starts the processes of one service. Options of `start` that it does not name are settings of that process."""
 
     def __init__(self, settings: Settings, logs: Path) -> None:
         self.settings = settings
         self.logs = logs
         self.processes: list[Process] = []
+        self.under: list[str] = []  # a module with its arguments that runs those that are started from now on
 
-    def worker(self, name: str, app: str = SCRIPTED_TASKS, fault: str = "", **changes: Any) -> Process:
+    def worker(self, name: str, app: str = SCRIPTED_TASKS, **options: Any) -> Process:
         command = ["celery", "-A", app, "worker", "-P", "prefork", "-c", "1", "-n", name]
         return self.start(
-            name, [*command, "--without-gossip", "--without-mingle", "-O", "fair", "-l", "info"], fault, **changes
+            name, [*command, "--without-gossip", "--without-mingle", "-O", "fair", "-l", "info"], **options
         )
 
-    def controller(self, name: str = "controller", fault: str = "", **changes: Any) -> Process:
-        return self.start(name, ["worker.controller"], fault, **changes)
+    def controller(self, name: str = "controller", **options: Any) -> Process:
+        return self.start(name, ["worker.controller"], **options)
 
-    def api(self, port: int, name: str = "api", fault: str = "", **changes: Any) -> Process:
+    def api(self, port: int, name: str = "api", **options: Any) -> Process:
         command = ["uvicorn", "--factory", "api.main:create_app", "--host", "127.0.0.1", "--port", str(port)]
-        return self.start(name, command, fault, **changes)
+        return self.start(name, command, **options)
 
-    def start(self, name: str, arguments: list[str], fault: str = "", **changes: Any) -> Process:
-        """Start `python -m …`; `fault` is what DSD_FAULT says to it."""
+    def start(
+        self, name: str, arguments: list[str], *, fault: str = "", clock_s: float = 0.0, **changes: Any
+    ) -> Process:
+        """Start `python -m …`; `fault` is what DSD_FAULT says to it, `clock_s` by how much its clock is fast."""
+        if clock_s:
+            arguments = ["tests.faults.wrong_clock", str(clock_s), *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DSD_")}
         environment |= variables(self.settings.model_copy(update=changes)) | ({"DSD_FAULT": fault} if fault else {})
-        process = spawn([sys.executable, "-m", *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment)
+        process = spawn(
+            [sys.executable, "-m", *self.under, *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment
+        )
         self.processes.append(process)
         return process
 
@@ -75,8 +88,8 @@ class Fleet:
 
 def variables(settings: Settings) -> dict[str, str]:
     """The environment that gives a process these settings."""
-    given = settings.model_dump(exclude_unset=True, exclude_none=True)
-    return {f"DSD_{name.upper()}": str(value) for name, value in given.items()}
+    given = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return {f"DSD_{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
 
 def free_port() -> int:

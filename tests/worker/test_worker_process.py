@@ -44,6 +44,7 @@ def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: 
     assert len(service.pids(job)) == 1
 
 
+@pytest.mark.fault("F1")
 def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("steps=2 hang_first finish")
     fleet.controller()
@@ -58,6 +59,7 @@ def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service:
     assert "second" in (service.row(job).worker or "")
 
 
+@pytest.mark.fault("F2")
 def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("hang_first finish")
     fleet.controller()
@@ -70,6 +72,7 @@ def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(
 
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["main_process", "all_processes"])
+@pytest.mark.fault("F4")
 def test_a_worker_that_is_terminated_gives_its_job_back_and_ends(
     service: Service, fleet: Fleet, everyone: bool
 ) -> None:
