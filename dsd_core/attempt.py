@@ -71,12 +71,13 @@ def run_attempt(
         from dsd_core.train import fit
         from dsd_core.trained import evaluate_student, export_again
 
-        dist.join()
+        result = None
         if spec.trains:
+            dist.join()
             result = fit(
                 spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
             )
-        else:
+        elif rank == 0:  # of several processes one is enough
             do = evaluate_student if spec.kind == "evaluate" else export_again
             result = do(spec, out, tell, weights=student_weights, stop=heard.stop)
         if result is not None:
