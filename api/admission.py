@@ -7,25 +7,31 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from api.registry import find_version
+from api.references import check_made, made_by_jobs, pinned, refuse_hopeless
 from dsd_core.check import Checked, check
-from dsd_core.errors import DataError, SpecError, WeightsError
-from dsd_core.spec import TEACHER_SOURCES, JobSpec, parse_model
+from dsd_core.errors import DataError
+from dsd_core.spec import TEACHER_SOURCES, JobSpec
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.tables import JobRow
+from jobs.webhook_hosts import check_address
 
 BUDGET_S = 2.0  # for reading images; the run reads all of them
 LOOK_BACK = 100  # jobs
 
 
 def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
-    """The spec as it will run, its registered teacher pinned to a version: an alias may move while the job waits.
+    """The spec as it will run, the registered models it names pinned to a version.
 
     Raises SpecError, DataError or WeightsError, naming the field, for what makes the job impossible.
     """
-    spec, teacher = _pinned(spec, engine)
+    if spec.webhook is not None:
+        check_address(spec.webhook, settings.webhook_hosts)
+    with db.reading(engine) as s:
+        spec = pinned(s, spec)
+        refuse_hopeless(s, spec)
+        made = made_by_jobs(s, spec)
     try:
         checked = check(spec, budget_s=BUDGET_S, data_roots=settings.data_roots, service=True)
     except OSError as error:
@@ -34,42 +40,15 @@ def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
             field="/dataset/root",
             hint="Check the paths in the spec, and that the service may read them.",
         ) from error
-    if teacher is not None:
-        _check_classes(teacher, checked)
+    for network in made:
+        checked = check_made(network, checked)
     return checked
-
-
-def _pinned(spec: JobSpec, engine: Engine) -> tuple[JobSpec, JobRow | None]:
-    """The spec with its registered teacher as name/version, and the job that made it; None where it names no model."""
-    if spec.teacher is None or spec.teacher.model is None:
-        return spec, None
-    field = "/teacher/model"
-    try:
-        name, version = parse_model(spec.teacher.model)
-    except SpecError as error:
-        raise SpecError(error.message, field=field, hint=error.hint) from error
-    with db.reading(engine) as s:
-        found = find_version(s, name, version, field=field)
-        if found.files_gone_at is not None:
-            message = f"The files of model {found.name}/{found.version} were deleted to free storage."
-            raise WeightsError(message, field=field, hint="Choose another version, or run its job again.")
-        teacher = spec.teacher.model_copy(update={"model": f"{found.name}/{found.version}"})
-        return spec.model_copy(update={"teacher": teacher}), store.get(s, found.job_id)
-
-
-def _check_classes(teacher: JobRow, checked: Checked) -> None:
-    theirs = tuple((teacher.result or {}).get("classes", ()))
-    if theirs and theirs != checked.classes:
-        raise SpecError(
-            f"The teacher knows the {len(theirs)} classes {', '.join(theirs)}; dataset {checked.spec.dataset.name!r} "
-            f"has the {len(checked.classes)} classes {', '.join(checked.classes)}.",
-            field="/teacher/model",
-            hint="Take a teacher that was trained on a dataset with these classes.",
-        )
 
 
 def estimated(s: Session, checked: Checked) -> dict[str, Any]:
     """The estimates of the check, and a duration by the speed of the newest job with the same networks and crop."""
+    if not checked.spec.trains:
+        return checked.estimates | {"duration_s": None, "basis": "Nothing is trained; scoring is not estimated."}
     rows, _ = store.list_page(s, limit=LOOK_BACK, status=Status.SUCCEEDED)
     spec = checked.spec.model_dump(mode="json")
     alike = next((row for row in rows if _speed(row) and _shape(row.spec) == _shape(spec)), None)

@@ -1,4 +1,4 @@
-"""Reading a job from a request: JSON within bounds, then a JobSpec.
+"""Reading the body of a request: JSON within bounds, then a JobSpec, a change of one, or wishes for a job.
 
 A body is refused before it costs much: too many bytes, other than JSON, nested too deep, too many values, numbers that
 are not finite, text that a database cannot hold. The bounds are far above any real job.
@@ -14,6 +14,7 @@ from fastapi import Request
 from pydantic import ValidationError
 
 from api.errors import BodyRefused, BodyTooLarge, WrongFields, WrongMediaType
+from api.schemas import JobWishes, Json
 from dsd_core.field_problems import field_problems
 from dsd_core.spec import JobSpec
 
@@ -22,14 +23,34 @@ VALUES = 10_000
 LARGEST_INTEGER = 2**63
 
 
+MERGE_PATCH = "application/merge-patch+json"
+
+
 async def read_spec(request: Request) -> JobSpec:
     """The request's body as a job. Raises WrongFields, BodyRefused, BodyTooLarge and WrongMediaType."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise WrongMediaType(
-            f"The body is sent as {media_type or 'nothing in particular'}.", hint="Send Content-Type: application/json."
+    return as_spec(await _json(request))
+
+
+async def read_patch(request: Request) -> Json:
+    """The request's body as an RFC 7396 merge patch of an object; no body changes nothing. Raises as `read_spec`."""
+    patch = await _json(request, MERGE_PATCH, nothing={})
+    if not isinstance(patch, dict):
+        raise BodyRefused(
+            "The body is no object of changes.", hint='Send the fields that change: {"train": {"epochs": 3}}.'
         )
-    data = strict_json(await _bytes(request, request.app.state.settings.max_body_bytes))
+    return patch
+
+
+async def read_wishes(request: Request) -> JobWishes:
+    """The request's body as what a job shall have from now on. Raises as `read_spec`."""
+    try:
+        return JobWishes.model_validate(await _json(request, MERGE_PATCH))
+    except ValidationError as error:
+        raise WrongFields(field_problems(error), "change of the job") from error
+
+
+def as_spec(data: Any) -> JobSpec:
+    """A job from JSON. Raises WrongFields."""
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
@@ -51,6 +72,19 @@ def strict_json(body: bytes) -> Any:
         raise BodyRefused("The body has a number that is too long.") from error
     _check_values(value)
     return value
+
+
+async def _json(request: Request, *further_types: str, nothing: Any = None) -> Any:
+    """The body as JSON; `nothing` where there is no body and that has a meaning."""
+    body = await _bytes(request, request.app.state.settings.max_body_bytes)
+    if not body and nothing is not None:
+        return nothing
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("application/json", *further_types):
+        raise WrongMediaType(
+            f"The body is sent as {media_type or 'nothing in particular'}.", hint="Send Content-Type: application/json."
+        )
+    return strict_json(body)
 
 
 async def _bytes(request: Request, limit: int) -> bytes:

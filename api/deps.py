@@ -9,8 +9,9 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
-from api.body import read_spec
+from api.body import read_patch, read_spec, read_wishes
 from api.errors import Unauthorized
+from api.schemas import JobWishes, Json
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
 from jobs.storage import Storage
@@ -50,3 +51,5 @@ SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
 StorageOf = Annotated[Storage, Depends(_storage)]
 Spec = Annotated[JobSpec, Depends(read_spec)]
+Patch = Annotated[Json, Depends(read_patch)]
+Wishes = Annotated[JobWishes, Depends(read_wishes)]

@@ -18,7 +18,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from dsd_core.errors import DataError, DsdError, SpecError, StorageError, WeakTeacherError, WeightsError
-from jobs.store import IdempotencyConflict, JobNotFound, NotCancellable
+from jobs.store import (
+    IdempotencyConflict,
+    JobNotFound,
+    NeedFailedError,
+    NeedNotFound,
+    NotPossible,
+    WorkerNotFound,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +41,10 @@ class Unauthorized(DsdError):
 
 
 class WrongFields(SpecError):
-    """The job specification is wrong in these fields, each a `field_problems` item."""
+    """A body, mostly a job specification, is wrong in these fields, each a `field_problems` item."""
 
-    def __init__(self, wrong: list[dict[str, str]]) -> None:
-        super().__init__(f"The job specification is wrong in {len(wrong)} field{'s' if len(wrong) > 1 else ''}.")
+    def __init__(self, wrong: list[dict[str, str]], what: str = "job specification") -> None:
+        super().__init__(f"The {what} is wrong in {len(wrong)} field{'s' if len(wrong) > 1 else ''}.")
         self.wrong = wrong
 
 
@@ -93,8 +100,11 @@ STATUS: dict[type[DsdError], HTTPStatus] = {
     WeightsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     WeakTeacherError: HTTPStatus.UNPROCESSABLE_ENTITY,
     IdempotencyConflict: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NeedNotFound: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NeedFailedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     JobNotFound: HTTPStatus.NOT_FOUND,
-    NotCancellable: HTTPStatus.CONFLICT,
+    WorkerNotFound: HTTPStatus.NOT_FOUND,
+    NotPossible: HTTPStatus.CONFLICT,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
     BodyRefused: HTTPStatus.BAD_REQUEST,
     BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -146,7 +156,7 @@ def problem_of(error: DsdError, instance: str) -> JSONResponse:
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, NotCancellable):
+    if isinstance(error, NotPossible):
         more["job_status"] = error.status
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from api.errors import PROBLEM_TYPE
-from api.schemas import Problem
+from api.schemas import JobWishes, Problem
 from dsd_core.events import Result
 from dsd_core.spec import JobSpec
 
@@ -28,7 +28,7 @@ def document_errors(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = of_fastapi()
-            parts = [(part, "validation") for part in (JobSpec, Result, Problem)]
+            parts = [(part, "validation") for part in (JobSpec, JobWishes, Result, Problem)]
             _, schemas = models_json_schema(parts, ref_template=REF)  # type: ignore[arg-type]
             document["components"].setdefault("schemas", {}).update(schemas["$defs"])
             app.openapi_schema = document

@@ -30,7 +30,7 @@ def _not_found(s: Session, name: str, version: str, field: str | None) -> SpecEr
     names = {row.name for row in rows}
     if name not in names:
         error = unknown("registered model", name[:100], names, field=field)
-        hint = error.hint if names else "No model is registered yet; every job that succeeds registers one."
+        hint = error.hint if names else "No model is registered yet; every job that trains a student registers one."
         return SpecError(error.message, field=field, hint=hint)
     aliases = list(store.model_aliases(s).get(name, {}))
     versions = [str(row.version) for row in rows if row.name == name]

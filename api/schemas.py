@@ -1,4 +1,4 @@
-"""The service's answers. (The body of a submission is `dsd_core.spec.JobSpec`.)
+"""The service's answers, and what may be changed of a job. (The body of a submission is `dsd_core.spec.JobSpec`.)
 
 Every key is always there, null where nothing is known. Times are RFC 3339 in UTC with milliseconds, durations seconds,
 mIoU and accuracies fractions.
@@ -9,10 +9,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from jobs.status import Reason, Status
-from jobs.store import Part
+from dsd_core.parts import LabelText, Slug
+from dsd_core.parts import Part as SpecPart
+from jobs.status import Drain, Reason, Request, Status
+from jobs.store import Part, Waiting
 
 Json = dict[str, Any]
 
@@ -68,7 +70,7 @@ class JobModel(Answer):
 
     name: str
     version: int | None
-    """Null until the model is registered."""
+    """Null until the model is registered; a job of kind evaluate registers none."""
     tracking: Literal["pending", "synced", "stalled"]
     """Whether MLflow has everything of this job; stalled: its last try failed, and it goes on trying."""
     tracking_error: str | None
@@ -81,6 +83,13 @@ class JobMlflow(Answer):
     url: str | None
 
 
+class Need(Answer):
+    """A job that another needs."""
+
+    id: str
+    status: Status
+
+
 class Job(Answer):
     """A job and what has become of it."""
 
@@ -88,12 +97,32 @@ class Job(Answer):
     name: str
     kind: str
     labels: dict[str, str]
+    priority: int
+    """Higher ones are claimed first."""
+    group: str
+    """Groups share the workers fairly."""
+    needs: list[Need]
+    """Jobs that must succeed before this one starts."""
+    retry_of: str | None
+    """The job whose checkpoints this one goes on from."""
+    cloned_from: str | None
+    """The job whose spec this one's was made from."""
     status: Status
     reason: Reason | None
     """Why it is in this status."""
+    request: Request | None
+    """What it is asked and has not obeyed yet."""
+    waiting_for: Waiting | None
+    """Why a queued job does not run: it is `paused`, `needs` other jobs, is in `back_off` until `not_before`; no live
+    `worker` has what it asks for; the `broker` has not got its message; or it waits for its turn, a `slot`."""
     progress: Progress | None
     queue_position: int | None
-    """1 for the job that has waited longest; null for one that is not queued."""
+    """1 for the next by priority and time of submission; null for one that runs, has ended, is paused or waits for
+    others."""
+    estimated_start_at: Time | None
+    """By what jobs of this name, or else of this kind, took; null where nothing is known, and in lists."""
+    estimated_finish_at: Time | None
+    """By its own progress, or else as above."""
     attempt: int
     max_attempts: int
     worker: str | None
@@ -113,6 +142,9 @@ class Job(Answer):
     started_at: Time | None
     finished_at: Time | None
     cancel_requested_at: Time | None
+    paused_at: Time | None
+    not_before: Time | None
+    """After a failure its next try is not before."""
     heartbeat_at: Time | None
     checkpoints_gone_at: Time | None
     """When its checkpoints were deleted to free storage."""
@@ -130,15 +162,24 @@ class JobPage(Answer):
     """Pass it as `after` for the next page; null on the last."""
 
 
+class JobWishes(SpecPart):
+    """What a job shall have from now on; a field that is left out or null stays as it is."""
+
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
+    """Of a job that has not ended."""
+    labels: dict[Slug, LabelText | None] | None = None
+    """Set beside those it has; null takes one away."""
+
+
 class JobEvent(Answer):
-    """A line of a job's history: a move of its status, or what the training process said."""
+    """A line of a job's history: a move of its status, what was asked of it, or what the training process said."""
 
     seq: int
     """1, 2, 3 … without gaps."""
     at: Time
     type: str
-    """`status`, or the type of a training event: started, progress, evaluated, checkpoint, picture, note, finished,
-    failed; or `pruned`: files were deleted to free storage."""
+    """`status`; `request`, for what somebody asked of the job; `pruned`: files were deleted to free storage; or of a
+    training event: started, progress, evaluated, checkpoint, picture, note, finished, failed."""
     data: Json
 
 
@@ -156,6 +197,33 @@ class Metrics(Answer):
 
     data: dict[str, list[tuple[int, float]]]
     """For each name its points (step over all phases and seeds, value), in the order of steps."""
+
+
+class Worker(Answer):
+    """A worker that is or was there."""
+
+    name: str
+    live: bool
+    """It was heard of within a lease."""
+    host: str
+    device: Literal["cpu", "cuda"]
+    devices: list[str]
+    """Its GPUs."""
+    memory_gib: float
+    """RAM, or the memory of its smallest GPU."""
+    labels: dict[str, str]
+    job_id: str | None
+    """What it runs."""
+    drain: Drain | None
+    """It takes no further job: `after_job` ends the one it has, `now` gives it back with a checkpoint."""
+    started_at: Time
+    heartbeat_at: Time
+
+
+class Workers(Answer):
+    """All workers, by name; one that was not heard of for a day is no longer listed."""
+
+    data: list[Worker]
 
 
 class Finding(Answer):

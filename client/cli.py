@@ -18,6 +18,7 @@ from client.comparison import compare
 from client.comparison_table import comparison_markdown, comparison_tables
 from client.demo import demo as run_demo
 from client.http import Client
+from client.pipeline import fields_checked, stand_alone, submit_all
 from client.report import (
     catalog_table,
     error_text,
@@ -27,11 +28,14 @@ from client.report import (
     models_table,
     removals_table,
     result_table,
+    standing,
     storage_table,
+    workers_table,
 )
 from client.save import save
 from client.view import JobView
-from dsd_core.errors import DsdError
+from client.waiting import told
+from dsd_core.errors import DsdError, SpecError
 from dsd_core.spec import parse_model, parse_spec
 
 Json = dict[str, Any]
@@ -88,6 +92,13 @@ def up(context: typer.Context) -> None:
     local.replace_process(local.program("deploy.up", *context.args))
 
 
+@app.command(context_settings=PASS_ON)
+def doctor(context: typer.Context) -> None:
+    """Say whether every part of the service on this machine works, and what to do where one does not."""
+    local.need("celery", "all", "Examining the service")
+    local.replace_process(local.program("deploy.doctor", *context.args))
+
+
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="A CamVid folder. Default: generated street scenes.")] = None,
@@ -113,31 +124,40 @@ def demo(
 def submit(
     file: JobFile,
     overrides: Overrides = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show the job until it ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show each job until it ends.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Queue a job."""
-    spec = job_file.read(file, overrides or ())
+    """Queue the job of a file, or its jobs: later ones may name earlier ones. Repeated after a broken connection, it
+    makes no job twice."""
     with Client() as client:
-        job = client.submit(spec)
+        queued = submit_all(client, job_file.read_all(file, overrides or ()))
+        for job in () if as_json else queued:
+            _console().print(_queued(job), soft_wrap=True)
         if watch:
-            _watch(client, job["id"], as_json)
-        elif as_json:
-            _print_json(job)
-        else:
-            _console().print(
-                f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]\nWatch it: dsd watch {job['id']}"
-            )
+            queued = [_watch(client, job["id"], as_json) for job in queued]
+        elif not as_json:
+            _console().print(f"Watch it: dsd watch {queued[-1]['id']}")
+    if as_json:
+        _print_json(queued[0] if len(queued) == 1 else queued)
+    if watch:
+        _exit_by_status(*queued)
 
 
 @app.command()
 def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check a job file without queueing anything."""
+    """Check a job file without queueing anything. Of jobs that need others of the file, only the fields."""
+    jobs = job_file.read_all(file, overrides or ())
     with Client() as client:
-        answer = client.validate(job_file.read(file, overrides or ()))
+        answers = [
+            client.validate(job) if alone == job else fields_checked(alone)
+            for job, alone in zip(jobs, stand_alone(jobs), strict=True)
+        ]
     if as_json:
-        _print_json(answer)
-    else:
+        _print_json(answers[0] if len(answers) == 1 else answers)
+        return
+    for answer in answers:
+        if len(answers) > 1:
+            _console().print(f"[bold]{escape(answer['spec']['name'])}[/]")
         _console().print(findings(answer))
 
 
@@ -145,12 +165,13 @@ def validate(file: JobFile, overrides: Overrides = None, as_json: AsJson = False
 def jobs(
     status: Annotated[str | None, typer.Option(help="Only jobs in this status.")] = None,
     name: Annotated[str | None, typer.Option(help="Only jobs of this name.")] = None,
+    group: Annotated[str | None, typer.Option(help="Only jobs of this group.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest first.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs."""
     with Client() as client:
-        found = client.jobs(page=min(limit, 100), status=status, name=name)
+        found = client.jobs(page=min(limit, 100), status=status, name=name, group=group)
         listed = [job for _, job in zip(range(limit), found, strict=False)]
     if as_json:
         _print_json(listed)
@@ -182,18 +203,113 @@ def show(
 def watch(job_id: JobId, as_json: AsJson = False) -> None:
     """Show a job until it ends. Exit code 1 unless it succeeds."""
     with Client() as client:
-        _watch(client, job_id, as_json)
+        job = _watch(client, job_id, as_json)
+    if as_json:
+        _print_json(job)
+    _exit_by_status(job)
 
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Stop a job. A running one ends within seconds."""
+    """End a job. A running one ends within seconds."""
     with Client() as client:
-        job = client.cancel(job_id)
+        _say_standing(client.cancel(job_id), as_json)
+
+
+@app.command()
+def pause(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a job wait until it is resumed. A running one saves a checkpoint and frees its worker."""
+    with Client() as client:
+        _say_standing(client.pause(job_id), as_json)
+
+
+@app.command()
+def resume(job_id: JobId, as_json: AsJson = False) -> None:
+    """Let a paused job take its turn again; it goes on from its checkpoint."""
+    with Client() as client:
+        _say_standing(client.resume(job_id), as_json)
+
+
+@app.command()
+def stop(job_id: JobId, as_json: AsJson = False) -> None:
+    """End training now and keep the best student so far, exported and registered as always."""
+    with Client() as client:
+        _say_standing(client.stop(job_id), as_json)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Do a job that failed or was cancelled again, as a new job that goes on from its checkpoints."""
+    with Client() as client:
+        _say_queued(client.retry(job_id), as_json)
+
+
+@app.command()
+def clone(job_id: JobId, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Queue a new job like this one, from the beginning. `--set` changes fields; null takes the default."""
+    with Client() as client:
+        changes = job_file.patch(client.job(job_id)["spec"], overrides) if overrides else {}
+        _say_queued(client.clone(job_id, changes), as_json)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})  # else -5 would be an option
+def priority(
+    job_id: JobId,
+    number: Annotated[int, typer.Argument(metavar="N", min=-100, max=100, help="-100 to 100; higher runs first.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a job run before or after others."""
+    with Client() as client:
+        _say_standing(client.change(job_id, priority=number), as_json)
+
+
+@app.command()
+def label(
+    job_id: JobId,
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="KEY- takes a label away.")],
+    as_json: AsJson = False,
+) -> None:
+    """Give a job labels, or take some away. `dsd show` lists them."""
+    with Client() as client:
+        _say_standing(client.change(job_id, labels=dict(map(_label, labels))), as_json)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+worker_app = typer.Typer(help="The workers of the service.", no_args_is_help=True)
+app.add_typer(worker_app, name="worker")
+WorkerName = Annotated[str, typer.Argument(metavar="NAME", help="As `dsd worker list` shows it.")]
+
+
+@worker_app.command("list")
+def list_workers(as_json: AsJson = False) -> None:
+    """List workers: what they have, what they run, whether they take jobs."""
+    with Client() as client:
+        found = client.workers()
     if as_json:
-        _print_json(job)
+        _print_json(found)
+    elif found:
+        _console().print(workers_table(found))
     else:
-        _console().print(f"{job['name']} is [bold]{job['status']}[/].")
+        _console().print("There are no workers. `dsd up` starts one; docs/operations.md says how to start others.")
+
+
+@worker_app.command()
+def drain(
+    name: WorkerName,
+    release: Annotated[bool, typer.Option("--release", help="Give its job back now, with a checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a worker take no further job; it ends the one it has."""
+    with Client() as client:
+        _say_worker(client.drain(name, release=release), as_json)
+
+
+@worker_app.command()
+def undrain(name: WorkerName, as_json: AsJson = False) -> None:
+    """Let a worker take jobs again."""
+    with Client() as client:
+        _say_worker(client.undrain(name), as_json)
 
 
 # --- what came out ----------------------------------------------------------------------------------------------------
@@ -209,7 +325,7 @@ def models(as_json: AsJson = False) -> None:
     elif found:
         _console().print(models_table(found))
     else:
-        _console().print("There are no models yet. Every job that succeeds registers one.")
+        _console().print("There are no models yet. Every job that trains or exports a student registers one.")
 
 
 @app.command()
@@ -282,17 +398,19 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Run folder, continued if it exists. [./runs/NAME]")] = None,
     overrides: Overrides = None,
     teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
+    student: Annotated[Path | None, typer.Option(help="The weights of the student to evaluate or export.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
     local.need("torch", "core", "Training")
     spec = job_file.read(file, overrides or ())
-    parse_spec(spec)
+    trains = parse_spec(spec).trains
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view, teacher)
+    code = local.run(spec, folder, view, {"teacher": teacher, "student": student})
     if code == local.INTERRUPTED:
-        print(f"The checkpoint is saved. Go on with: dsd run {file} --out {folder}", file=sys.stderr)
+        saved = "The checkpoint is saved. Go on with" if trains else "Stopped. Start again with"
+        print(f"{saved}: dsd run {file} --out {folder}", file=sys.stderr)
         raise typer.Exit(130)
     if code or view.result is None:
         raise local.failed(view.error, folder / "log.txt", code)
@@ -300,7 +418,9 @@ def run(
         _print_json(view.result)
     else:
         view.console.print(result_table(view.result))
-        view.console.print(f"Student   [bold cyan]{escape(str((folder / 'student').absolute()))}[/]", soft_wrap=True)
+        if view.result["files"]:
+            written = escape(str((folder / "student").absolute()))
+            view.console.print(f"Student   [bold cyan]{written}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -361,24 +481,62 @@ def check_data(context: typer.Context) -> None:
     local.replace_process(local.program("dsd_core", "data", "check", *context.args))
 
 
-def _watch(client: Client, job_id: str, as_json: bool) -> None:
+def _watch(client: Client, job_id: str, as_json: bool) -> Json:
+    """Show a job until it ends, with `as_json` on stderr; returns it."""
     console = _console(as_json)
     job = client.job(job_id)
     try:
-        with JobView(console, f"{job['name']}  {job_id}") as view:
+        with JobView(console, f"{job['name']}  {job_id}") as view, told(view, lambda: client.job(job_id)):
             view.follow(client.events(job_id))
     except KeyboardInterrupt:
-        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   Stop it: dsd cancel {job_id}", file=sys.stderr)
+        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   End it: dsd cancel {job_id}", file=sys.stderr)
         raise
     job = client.job(job_id)
+    if job.get("result") and not as_json:
+        console.print(result_table(job["result"]))
+    elif job.get("error") and not as_json:
+        console.print(error_text(job["error"]))
+    return job
+
+
+def _exit_by_status(*jobs: Json) -> None:
+    if any(job["status"] != "succeeded" for job in jobs):
+        raise typer.Exit(1)
+
+
+def _say_queued(job: Json, as_json: bool) -> None:
     if as_json:
         _print_json(job)
-    elif job.get("result"):
-        console.print(result_table(job["result"]))
-    elif job.get("error"):
-        console.print(error_text(job["error"]))
-    if job["status"] != "succeeded":
-        raise typer.Exit(1)
+    else:
+        _console().print(f"{_queued(job)}\nWatch it: dsd watch {job['id']}", soft_wrap=True)
+
+
+def _queued(job: Json) -> str:
+    return f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]"
+
+
+def _say_standing(job: Json, as_json: bool) -> None:
+    if as_json:
+        _print_json(job)
+    else:
+        _console().print(standing(job))
+
+
+def _say_worker(worker: Json, as_json: bool) -> None:
+    if as_json:
+        _print_json(worker)
+    else:
+        _console().print(workers_table([worker]))
+
+
+def _label(text: str) -> tuple[str, str | None]:
+    """`key=value` sets a label, `key-` takes it away."""
+    key, equals, value = text.partition("=")
+    if key and equals:
+        return key, value
+    if text.endswith("-") and text != "-":
+        return text[:-1], None
+    raise SpecError(f"{text!r} is no label.", hint="Write KEY=VALUE to set one, KEY- to take it away.")
 
 
 def _console(quiet: bool = False) -> Console:

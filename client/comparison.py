@@ -151,13 +151,16 @@ def _read_job(folder: Path) -> Job:
             raise DataError(f"{missing}: there is no {name}.")
     try:
         result = Result.model_validate_json((folder / "result.json").read_bytes())
-        return Job(folder, load_spec(folder / "spec.json"), result)
+        spec = load_spec(folder / "spec.json")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = "".join(f"/{part}" for part in first["loc"])
         raise DataError(f"result.json cannot be read: {place or '/'}: {first['msg']}") from error
     except (OSError, SpecError) as error:
         raise DataError(str(error)) from error
+    if not spec.trains:
+        raise DataError(f"A job of kind {spec.kind} has trained nothing to compare.")
+    return Job(folder, spec, result)
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------

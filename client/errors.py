@@ -27,6 +27,11 @@ class ApiError(DsdError):
             hint=problem.get("hint") or first.get("hint") or _hint(status),
         )
 
+    @property
+    def refused(self) -> bool:
+        """The request is wrong and will be refused again; else repeating it may help."""
+        return 400 <= self.status < 500 and self.status not in (408, 429)
+
     @classmethod
     def of(cls, answer: httpx.Response) -> Self:
         """The error an HTTP response carries, problem document or not."""

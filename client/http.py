@@ -1,7 +1,9 @@
 """The service over HTTP. Requests that a broken connection interrupts are repeated where repeating is harmless.
 
-Client.validate, submit, job, jobs, cancel, logs, metrics     jobs
+Client.validate, submit, job, jobs, logs, metrics              jobs
+Client.cancel, pause, resume, stop, change, retry, clone      what is asked of a job that exists
 Client.events                                                 a job's history, live
+Client.workers, drain, undrain                                workers
 Client.catalog, models, files, download                       what can be asked for, and what came out
 Client.storage, prune                                         what is kept, and freeing it
 """
@@ -66,13 +68,13 @@ class Client:
 
     def submit(self, spec: Json, *, key: str | None = None) -> Json:
         """Queue a job and return it. The idempotency key makes a repeated request return the job of the first one."""
-        return self._json("POST", "/jobs", json=spec, headers={"Idempotency-Key": key or uuid.uuid4().hex})
+        return self._json("POST", "/jobs", json=spec, headers=_once(key))
 
     def job(self, job_id: str) -> Json:
         return self._json("GET", f"/jobs/{_part(job_id)}")
 
     def jobs(self, *, page: int = 100, **filters: str | None) -> Iterator[Json]:
-        """Jobs, the newest first. Filters: status, name, kind, label (`key:value`)."""
+        """Jobs, the newest first. Filters: status, name, kind, group, label (`key:value`)."""
         query: Json = {name: value for name, value in filters.items() if value is not None} | {"limit": page}
         while True:
             answer = self._json("GET", "/jobs", params=query)
@@ -82,7 +84,30 @@ class Client:
             query["after"] = answer["next_cursor"]
 
     def cancel(self, job_id: str) -> Json:
-        return self._json("POST", f"/jobs/{_part(job_id)}/cancel")
+        return self._ask(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Json:
+        """Let a job wait until it is resumed; a running one writes a checkpoint first."""
+        return self._ask(job_id, "pause")
+
+    def resume(self, job_id: str) -> Json:
+        return self._ask(job_id, "resume")
+
+    def stop(self, job_id: str) -> Json:
+        """End a job's training now; the best student so far is its result."""
+        return self._ask(job_id, "stop")
+
+    def change(self, job_id: str, **wishes: Any) -> Json:
+        """Change `priority`, or single `labels`, of which None removes one."""
+        return self._json("PATCH", f"/jobs/{_part(job_id)}", json=wishes)
+
+    def retry(self, job_id: str, *, key: str | None = None) -> Json:
+        """Do a job that ended without success again, from its checkpoints; the new job. `key` as for `submit`."""
+        return self._ask(job_id, "retry", headers=_once(key))
+
+    def clone(self, job_id: str, patch: Json | None = None, *, key: str | None = None) -> Json:
+        """Queue a new job with this one's spec and an RFC 7396 merge patch of it. `key` as for `submit`."""
+        return self._ask(job_id, "clone", json=patch or {}, headers=_once(key))
 
     def logs(self, job_id: str, tail: int | None = None) -> str:
         """What the training process printed; with `tail`, the last lines of it."""
@@ -91,6 +116,18 @@ class Client:
 
     def metrics(self, job_id: str) -> Json:
         return self._json("GET", f"/jobs/{_part(job_id)}/metrics")
+
+    def workers(self) -> list[Json]:
+        workers: list[Json] = self._json("GET", "/workers")["data"]
+        return workers
+
+    def drain(self, name: str, *, release: bool = False) -> Json:
+        """Let a worker take no further job; with `release` it gives back the one it has."""
+        query = {"release": "true"} if release else {}
+        return self._json("POST", f"/workers/{_part(name)}/drain", params=query)
+
+    def undrain(self, name: str) -> Json:
+        return self._json("POST", f"/workers/{_part(name)}/undrain")
 
     def catalog(self, search: str = "") -> Json:
         """What a spec may name; of the encoders, those with `search` in their name."""
@@ -158,6 +195,9 @@ class Client:
             _raise_for(answer)
             yield from parse_events(answer.iter_lines())
 
+    def _ask(self, job_id: str, wish: str, **request: Any) -> Json:
+        return self._json("POST", f"/jobs/{_part(job_id)}/{wish}", **request)
+
     def _json(self, method: str, path: str, **request: Any) -> Json:
         answer = self._send(method, path, **request)
         try:
@@ -167,7 +207,7 @@ class Client:
         return body
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """Every request here may be repeated: GET and cancel by their nature, submit by its idempotency key."""
+        """Every request here may be repeated: most by their nature, those that queue a job by their idempotency key."""
         for attempt in range(1, TRIES + 1):
             try:
                 answer = self._http.request(method, path, **request)
@@ -209,6 +249,10 @@ def _raise_for(answer: httpx.Response) -> None:
         return
     answer.read()
     raise ApiError.of(answer)
+
+
+def _once(key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": key or uuid.uuid4().hex}
 
 
 def _part(text: str) -> str:

@@ -1,13 +1,14 @@
-"""Job files as the command line reads them: YAML or JSON, `--set` overrides, and paths made absolute."""
+"""Job files and `--set` as the command line reads them: YAML or JSON, with paths made absolute."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dsd_core.errors import SpecError
-from dsd_core.yaml_text import parse_yaml
+from dsd_core.yaml_text import parse_documents, parse_yaml
 
 Json = dict[str, Any]
 PATHS = (
@@ -20,21 +21,47 @@ PATHS = (
 
 
 def read(path: Path, overrides: Iterable[str] = ()) -> Json:
-    """The job of a file with the overrides applied; relative paths are taken from the current directory.
+    """The job of a file that holds one, as `read_all`."""
+    jobs = read_all(path, overrides)
+    if len(jobs) > 1:
+        raise SpecError(
+            f"{path} holds {len(jobs)} jobs.", hint="`dsd submit` queues them all; here, give one in a file."
+        )
+    return jobs[0]
 
-    Field values are checked by whoever runs the job. Raises SpecError.
+
+def read_all(path: Path, overrides: Iterable[str] = ()) -> list[Json]:
+    """The jobs of a file, separated by lines of `---`, with the overrides applied; relative paths are taken from the
+    current directory.
+
+    Field values are checked by whoever runs the jobs. Raises SpecError.
     """
     try:
-        job = parse_yaml(path.read_text(encoding="utf-8"))
+        jobs = parse_documents(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError(f"There is no job file {path}.", hint="Ready ones are in examples/.") from error
     except (OSError, ValueError) as error:
         raise SpecError(f"{path} cannot be read as YAML or JSON: {error}") from error
-    if not isinstance(job, dict):
+    if not jobs or not all(isinstance(job, dict) for job in jobs):
         raise SpecError(f"{path} must hold a mapping of fields, such as `name: my-student`.")
     for override in overrides:
-        apply(job, override)
-    return absolute(job, Path.cwd())
+        meant, change = _meant(jobs, override)
+        for job in meant:
+            apply(job, change)
+    return [absolute(job, Path.cwd()) for job in jobs]
+
+
+def _meant(jobs: list[Json], override: str) -> tuple[list[Json], str]:
+    """The jobs that an override is for, and the change: `NAME:KEY=VALUE` is for one of them, else it is for all."""
+    key, equals, value = override.partition("=")
+    name, colon, inner = key.partition(":")
+    if not colon:
+        return jobs, override
+    found = [job for job in jobs if job.get("name") == name]
+    if not found:
+        known = ", ".join(str(job.get("name")) for job in jobs)
+        raise SpecError(f"--set {override!r}: the file has no job named {name!r}.", hint=f"It has {known}.")
+    return found, f"{inner}{equals}{value}"
 
 
 def apply(job: Json, override: str) -> None:
@@ -54,6 +81,22 @@ def apply(job: Json, override: str) -> None:
         place[_index(place, names[-1], key)] = value
     else:
         place[names[-1]] = value
+
+
+def patch(job: Json, overrides: Iterable[str]) -> Json:
+    """The RFC 7396 merge patch that makes the overrides to a job; null asks for a field's default. Raises SpecError."""
+    changed = copy.deepcopy(job)
+    for override in overrides:
+        apply(changed, override)
+    return _difference(job, absolute(changed, Path.cwd()))
+
+
+def _difference(old: Json, new: Json) -> Json:
+    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    return {
+        key: _difference(old[key], value) if isinstance(value, dict) and isinstance(old.get(key), dict) else value
+        for key, value in changed.items()
+    }
 
 
 def absolute(job: Json, base: Path) -> Json:

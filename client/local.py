@@ -55,17 +55,17 @@ def replace_process(command: Sequence[str]) -> None:
     os.execve(command[0], list(command), {**os.environ, "DSD_PROGRAM": "dsd"})
 
 
-def run(spec: Json, out: Path, view: JobView, teacher: Path | None = None) -> int:
-    """Train in a child process and show its events. Its exit code: 75 after a Ctrl-C, with the checkpoint saved.
+def run(spec: Json, out: Path, view: JobView, weights: dict[str, Path | None]) -> int:
+    """Do a job in a child process and show its events. Its exit code: 75 after a Ctrl-C, with the checkpoint saved.
 
-    `teacher` is a weights file in place of the spec's, such as that of a registered model that was downloaded.
+    `weights` of `teacher` or `student` stand in for the spec's, such as a registered model's that was downloaded.
     """
     out.mkdir(parents=True, exist_ok=True)
     job_file = out / "spec.json"
     job_file.write_text(json.dumps(spec, indent=2) + "\n")
     offset = _end_of_lines(out / "events.jsonl")
-    taught = () if teacher is None else ("--teacher", str(teacher.absolute()))
-    process = _start(program("dsd_core", "run", str(job_file), "--out", str(out), *taught), out / "log.txt")
+    given = [part for role, path in weights.items() if path for part in (f"--{role}", str(path.absolute()))]
+    process = _start(program("dsd_core", "run", str(job_file), "--out", str(out), *given), out / "log.txt")
     stops = _Stops(process)
     with view:
         view.follow(_events(out / "events.jsonl", offset, process))

@@ -10,8 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from client.text import ago, amount, duration, fraction, signed_with_spread, size, with_spread
+from client.text import ago, ahead, amount, duration, fraction, signed_with_spread, size, with_spread
 from client.view import STATUS_COLOURS
+from client.waiting import waits_for
 
 Json = dict[str, Any]
 
@@ -111,8 +112,10 @@ def _ratio(teacher: float, student: float, less: str, more: str) -> str:
     )
 
 
-def _files(result: Json) -> Text:
+def _files(result: Json) -> Text | None:
     weights = [file for file in result["files"] if file["path"].endswith((".safetensors", ".onnx"))]
+    if not weights:
+        return None
     return Text("Files     " + ", ".join(f"{file['path']} {size(file['bytes'])}" for file in weights))
 
 
@@ -122,15 +125,26 @@ def jobs_table(jobs: list[Json]) -> Table:
         justify: Literal["left", "right"] = "right" if title in ("progress", "mIoU") else "left"
         table.add_column(title, justify=justify, no_wrap=title == "job", overflow="fold")
     for job in jobs:
-        status = Text(job["status"], style=STATUS_COLOURS.get(job["status"], ""))
-        if job["status"] == "failed" and job.get("reason"):
-            status.append(f" {job['reason']}", style="dim")
         miou = ((job.get("result") or {}).get("student") or {}).get("miou")
         table.add_row(
-            *(job["id"], job["name"], job["kind"], status, _percent(job), fraction(miou)),
+            *(job["id"], job["name"], job["kind"], _status(job), _percent(job), fraction(miou)),
             ago(job["created_at"]),
         )
     return table
+
+
+def _status(job: Json) -> Text:
+    """The status with what makes it interesting: why it failed, what it waits for, what it is asked."""
+    status = Text(job["status"], style=STATUS_COLOURS.get(job["status"], ""))
+    more = [waits_for(job), f"asked to {job['request']}" if job.get("request") else None]
+    if job["status"] == "failed":
+        more.append(job.get("reason"))
+    return status.append("".join(f" {words}" for words in more if words), style="dim")
+
+
+def standing(job: Json) -> Text:
+    """One line on a job after something was asked of it."""
+    return Text.assemble(f"{job['name']} is ", _status(job), ".")
 
 
 def _percent(job: Json) -> str:
@@ -155,7 +169,16 @@ def job_details(job: Json) -> Group:
         "status": status,
         "attempt": f"{job['attempt']} of {job['max_attempts']}",
         "worker": job.get("worker"),
-        "queue position": job.get("queue_position"),
+        "waits": waits_for(job),
+        "asked to": job.get("request"),
+        "needs": ", ".join(f"{need['id']} {need['status']}" for need in job.get("needs", [])) or None,
+        "starts": _estimate(job, "start"),
+        "ends": _estimate(job, "finish"),
+        "priority": job.get("priority") or None,
+        "group": job["group"] if job.get("group", "default") != "default" else None,
+        "labels": ", ".join(f"{key}={value}" for key, value in job.get("labels", {}).items()) or None,
+        "retry of": job.get("retry_of"),
+        "cloned from": job.get("cloned_from"),
         "progress": _percent(job),
         "submitted": f"{ago(job['created_at'])} ago",
         "MLflow": job["mlflow"]["url"],
@@ -170,6 +193,33 @@ def job_details(job: Json) -> Group:
     if result := job.get("result"):
         parts.append(result_table(result))
     return Group(*parts)
+
+
+def _estimate(job: Json, end: Literal["start", "finish"]) -> str | None:
+    """How far ahead it is; None where it is not known or has passed."""
+    at = job.get(f"estimated_{end}_at")
+    return f"{ahead(at)}, as estimated" if at and not (end == "start" and job.get("started_at")) else None
+
+
+def workers_table(workers: list[Json]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for title in ("worker", "device", "memory", "labels", "state", "job", "heard of"):
+        table.add_column(title, overflow="fold")
+    for worker in workers:
+        table.add_row(
+            *(worker["name"], " ".join([worker["device"], *worker["devices"]]), f"{worker['memory_gib']:.0f} GiB"),
+            ", ".join(f"{key}={value}" for key, value in worker["labels"].items()),
+            *(_state(worker), worker["job_id"] or "-", f"{ago(worker['heartbeat_at'])} ago"),
+        )
+    return table
+
+
+def _state(worker: Json) -> Text:
+    if not worker["live"]:
+        return Text("away", style="red")
+    if worker["drain"]:
+        return Text("drained" if worker["job_id"] is None else "draining", style="yellow")
+    return Text("busy" if worker["job_id"] else "idle", style="green")
 
 
 def error_text(error: Json) -> Text:

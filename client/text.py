@@ -62,3 +62,9 @@ def number(value: float | None) -> str:
 def ago(at: str | None) -> str:
     """The age of an RFC 3339 time: `3 min 20 s`."""
     return duration((datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()) if at else "-"
+
+
+def ahead(at: str) -> str:
+    """How far ahead an RFC 3339 time is: `in 3 min 20 s`; `now` where it has passed."""
+    seconds = (datetime.fromisoformat(at) - datetime.now(UTC)).total_seconds()
+    return f"in {duration(seconds)}" if seconds > 0 else "now"

@@ -26,6 +26,8 @@ STATUS_COLOURS = {
     "failed": "red",
     "cancelled": "yellow",
 }
+CLOCK_CHARS = 8
+WISHES = {"pause": "to pause", "resume": "to go on", "stop": "to stop and keep the best student so far"}
 TITLE_CHARS = 15  # a further seed's title is longer, and moves what follows
 
 
@@ -33,12 +35,17 @@ WAITING = {"queued": "waiting for a worker", "running": "the training process st
 
 
 class JobView:
-    """Shows the events of one job as they come. Afterwards `result` or `error` hold what the last ones said."""
+    """Shows the events of one job as they come. Afterwards `result` or `error` hold what the last ones said.
+
+    `status` is the newest that an event has told of.
+    """
 
     def __init__(self, console: Console, title: str) -> None:
         self.console, self.title = console, title
         self.result: Json | None = None
         self.error: Json | None = None
+        self.status: str | None = None
+        self._waits = ""
         self._bars = _Bars(console) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -63,6 +70,8 @@ class JobView:
             self.result = data["result"]
         elif kind == "failed":
             self.error = data
+        elif kind == "status":
+            self.status, self._waits = data["to"], ""
         if self._bars:
             self._bars.move(kind, data, _seconds(at))
         line = _sentence(kind, data)
@@ -71,6 +80,16 @@ class JobView:
         if line is not None:
             clock = Text(_clock(at), style="dim")
             self.console.print(Text.assemble(clock, "  ", line), soft_wrap=True)
+
+    def waits(self, words: str) -> None:
+        """Show what a queued job waits for; the same words twice are said once."""
+        if words == self._waits:
+            return
+        self._waits = words
+        if self._bars:
+            self._bars.wait(words)
+        else:
+            self.console.print(Text.assemble(" " * CLOCK_CHARS, "  ", ("waits    ", "cyan"), words), soft_wrap=True)
 
 
 class _Bars:
@@ -100,6 +119,9 @@ class _Bars:
             if data["to"] not in WAITING:
                 self._end(now_s, done=data["to"] == "succeeded")
             self._below(WAITING.get(data["to"], ""))
+
+    def wait(self, words: str) -> None:
+        self._below(f"waiting: {words}")
 
     def _advance(self, data: Json, now_s: float) -> None:
         title, step, steps = _with_seed(PHASES, data["phase"], data), data["step"], data["steps"]
@@ -166,6 +188,8 @@ def _sentence(kind: str, data: Json) -> Text | None:
         return _evaluated(data)
     if kind == "status":
         return _status(data)
+    if kind == "request":
+        return Text.assemble(("asked    ", "yellow"), _wish(data))
     if kind == "note":
         warning = data["level"] == "warning"
         return Text.assemble(("warning  " if warning else "", "yellow"), data["message"])
@@ -178,7 +202,7 @@ def _sentence(kind: str, data: Json) -> Text | None:
 
 def _evaluated(data: Json) -> Text:
     subject = _with_seed(SUBJECTS, data["subject"], data)
-    step = f"  at step {data['step']}" if data["subject"] != "teacher" else ""
+    step = f"  at step {data['step']}" if data["step"] else ""
     accuracy = f"  pixel accuracy {fraction(data['pixel_accuracy'])}"
     score = (f"mIoU {fraction(data['miou'])}", "bold green")
     return Text.assemble(
@@ -199,11 +223,20 @@ def _status(data: Json) -> Text:
     return Text.assemble(*parts)
 
 
+def _wish(data: Json) -> str:
+    if data["request"] == "labels":
+        return "for the labels " + (", ".join(f"{key}={value}" for key, value in data["labels"].items()) or "none")
+    if data["request"] == "priority":
+        return f"for priority {data['priority']}"
+    return WISHES.get(data["request"], f"to {data['request']}")
+
+
 def _started(data: Json) -> Text:
-    resumed = data.get("resumed_from")
+    resumed, steps = data.get("resumed_from"), data["total_steps"]
     return Text.assemble(
         ("continues" if resumed else "starts", "bold"),
-        f" on {data['device']}, {data['threads']} threads, torch {data['torch']}, {data['total_steps']} steps",
+        f" on {data['device']}, {data['threads']} threads, torch {data['torch']}",
+        f", {steps} steps" if steps else "",
         f", {resumed} of them done" if resumed else "",
     )
 
@@ -231,4 +264,4 @@ def _seconds(at: str | None) -> float:
 
 
 def _clock(at: str | None) -> str:
-    return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S") if at else "        "
+    return datetime.fromisoformat(at).astimezone().strftime("%H:%M:%S") if at else " " * CLOCK_CHARS

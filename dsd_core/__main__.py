@@ -41,12 +41,15 @@ def run(
     job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")],
     out: Annotated[Path, typer.Option(help="run folder; an interrupted run in it is resumed")],
     teacher: Annotated[Path | None, typer.Option(help="weights file of the teacher, in place of the spec's")] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
+    ] = None,
     fence: Annotated[int, typer.Option(min=0, help="number of this attempt, in the names of its checkpoints")] = 0,
 ) -> None:
-    """Train the job's student in a run folder, without any service."""
+    """Do a job in a run folder, without any service: train its student, or evaluate or export one."""
     from dsd_core.attempt import run_attempt
 
-    run_attempt(job, out, teacher_weights=teacher, fence=fence)
+    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence)
 
 
 @app.command()

@@ -45,25 +45,41 @@ class Heard:
         return signal.SIGUSR2 in self._numbers
 
 
-def run_attempt(job: Path, out: Path, *, teacher_weights: Path | None = None, fence: int = 0) -> None:
-    """Train the student of a job file in the run folder `out`, from where its checkpoints end.
+def run_attempt(
+    job: Path,
+    out: Path,
+    *,
+    teacher_weights: Path | None = None,
+    student_weights: Path | None = None,
+    fence: int = 0,
+) -> None:
+    """Do the job of a file in the run folder `out`; training goes on from where its checkpoints end.
 
     Raises DsdError, after the event that tells of it.
     """
     heard = Heard()
     spec = load_spec(job)
-    out.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
-    tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
-    _failure_file(out, rank).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _failure_file(out, rank).unlink(missing_ok=True)
+        tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
+    except OSError as error:
+        raise storage_error(error, out) from error
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
         from dsd_core.train import fit
+        from dsd_core.trained import evaluate_student, export_again
 
-        dist.join()
-        result = fit(
-            spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
-        )
+        result = None
+        if spec.trains:
+            dist.join()
+            result = fit(
+                spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
+            )
+        elif rank == 0:  # of several processes one is enough
+            do = evaluate_student if spec.kind == "evaluate" else export_again
+            result = do(spec, out, tell, weights=student_weights, stop=heard.stop)
         if result is not None:
             fault_point("finished.before")
             tell(Finished(result=result))
@@ -75,7 +91,8 @@ def run_attempt(job: Path, out: Path, *, teacher_weights: Path | None = None, fe
         if rank > 0:
             _failure_file(out, rank).write_text(json.dumps(told.as_dict()))
         if not isinstance(told, Interrupted):
-            tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
+            with suppress(OSError):  # of a full disk the exit code tells
+                tell(Failed(code=told.code, message=told.message, hint=told.hint, field=told.field))
         if not isinstance(error, DsdError):
             traceback.print_exc()
         if told is error:

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.scan import Scan, remarks, scan
-from dsd_core.errors import SpecError
+from dsd_core.errors import DataError, SpecError
 from dsd_core.legs import legs
 from dsd_core.models.names import check_network
 from dsd_core.models.onnx_header import check_onnx_file
 from dsd_core.models.weights_header import shapes_in
 from dsd_core.models.zoo_names import check_zoo_teacher
+from dsd_core.network_spec import NetworkSpec, Preprocess
 from dsd_core.spec import JobSpec, Student
 from dsd_core.weights import describe_weights, fitting_outputs
 
@@ -60,21 +61,59 @@ def check(spec: JobSpec, *, budget_s: float = 2.0, data_roots: Sequence[Path] = 
     """
     for pointer, path in _paths(spec).items():
         _check_path(path, pointer, data_roots, service)
+    return _check_training(spec, budget_s) if spec.trains else _check_trained(spec, budget_s)
+
+
+def _check_training(spec: JobSpec, budget_s: float) -> Checked:
     network, _ = spec.student.architecture
     check_network(network, field="/student/network")
     data = spec.dataset
     train = open_dataset(data.name, data.root, "train", data.size)
     val = open_dataset(data.name, data.root, "val", data.size)
     findings = [*_check_weights(spec, train.classes), *_check_view(spec, train)]
-    for split in (train, val) if data.root is not None else ():  # what is generated has no files to be bad
-        scanned = scan(split, budget_s=budget_s / 2)
-        if split is train:
+    for split in (train, val):
+        scanned, said = _check_images(spec, split, budget_s / 2)
+        if split is train and scanned is not None:
             refuse_unfit_images(spec, train, scanned)
-        findings += [Finding("warning", "/dataset", remark) for remark in remarks(split, scanned)]
-        if not scanned.complete:
-            read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
-            findings.append(Finding("info", "/dataset", read))
+        findings += said
     return Checked(spec, findings, _estimate(spec, train, val), train.classes)
+
+
+def _check_trained(spec: JobSpec, budget_s: float) -> Checked:
+    """Of a job on a student that was trained; the files of a registered model or another job are not looked at."""
+    student, data, findings = spec.student, spec.dataset, []
+    val = open_dataset(data.name, data.root, "val", data.size)
+    refuse_unlabelled(spec, val)
+    if student.weights is not None:
+        path = Path(student.weights)
+        network, preprocess = describe_weights(path, student.network, student.preprocess, field="/student")
+        findings += _described("student", path, network, preprocess, val.classes)
+    elif student.network is not None:
+        check_network(student.network, field="/student/network")
+    _, said = _check_images(spec, val, budget_s)
+    return Checked(spec, findings + said, _estimate(spec, None, val), val.classes)
+
+
+def _check_images(spec: JobSpec, split: Dataset, budget_s: float) -> tuple[Scan | None, list[Finding]]:
+    """What was read of a split, and what is worth knowing of it; None where it is generated and has no bad files."""
+    if spec.dataset.root is None:
+        return None, []
+    scanned = scan(split, budget_s=budget_s)
+    findings = [Finding("warning", "/dataset", remark) for remark in remarks(split, scanned)]
+    if not scanned.complete:
+        read = f"{scanned.images} of {len(split)} images of the split {split.split} were read; the run reads all."
+        findings.append(Finding("info", "/dataset", read))
+    return scanned, findings
+
+
+def refuse_unlabelled(spec: JobSpec, val: Dataset) -> None:
+    """Raise DataError where an evaluate job has nothing to score on."""
+    if spec.kind == "evaluate" and not val.labelled:
+        raise DataError(
+            "The validation images have no labels, so there is nothing to score the student on.",
+            field="/dataset",
+            hint="Give a dataset with labels, or kind: export, which writes the files all the same.",
+        )
 
 
 def refuse_unfit_images(spec: JobSpec, train: Dataset, scanned: Scan) -> None:
@@ -144,19 +183,20 @@ def _check_weights(spec: JobSpec, classes: tuple[str, ...]) -> list[Finding]:
     if spec.teacher is not None and spec.teacher.weights is not None:
         path = Path(spec.teacher.weights)
         network, preprocess = describe_weights(path, spec.teacher.network, spec.teacher.preprocess)
-        outputs = fitting_outputs(path, network, classes)
-        findings.append(
-            Finding(
-                "info",
-                "/teacher",
-                f"The teacher is {network}; pixels are taken in order {preprocess.order}, "
-                f"mean {preprocess.mean}, std {preprocess.std}.",
-            )
-        )
-        if outputs != len(classes):
-            findings.append(
-                Finding("info", "/teacher/weights", f"Its last output (of {outputs}) is taken as void and left out.")
-            )
+        findings += _described("teacher", path, network, preprocess, classes)
+    return findings
+
+
+def _described(
+    who: str, path: Path, network: NetworkSpec, preprocess: Preprocess, classes: tuple[str, ...]
+) -> list[Finding]:
+    """What a weights file was taken for. Raises SpecError where it has other classes."""
+    outputs = fitting_outputs(path, network, classes, field=f"/{who}/weights")
+    pixels = f"pixels are taken in order {preprocess.order}, mean {preprocess.mean}, std {preprocess.std}."
+    findings = [Finding("info", f"/{who}", f"The {who} is {network}; {pixels}")]
+    if outputs != len(classes):
+        void = f"Its last output (of {outputs}) is taken as void and left out."
+        findings.append(Finding("info", f"/{who}/weights", void))
     return findings
 
 
@@ -186,15 +226,16 @@ def _check_view(spec: JobSpec, train: Dataset) -> list[Finding]:
     return findings
 
 
-def _estimate(spec: JobSpec, train: Dataset, val: Dataset) -> dict[str, Any]:
-    steps = spec.train.epochs * max(len(train) // spec.train.batch, 1)
-    trained = len(legs(spec))
-    height, width = train.size
+def _estimate(spec: JobSpec, train: Dataset | None, val: Dataset) -> dict[str, Any]:
+    """Counts of the whole job; without `train` nothing is trained."""
+    images = 0 if train is None else len(train)
+    steps = 0 if train is None else len(legs(spec)) * spec.train.epochs * max(images // spec.train.batch, 1)
+    height, width = (train or val).size
     return {
-        "train_images": len(train),
+        "train_images": images,
         "val_images": len(val),
-        "classes": len(train.classes),
-        "steps": steps * trained,
-        "views": steps * trained * spec.train.batch,
-        "decoded_bytes": (len(train) + len(val)) * height * width * 4,
+        "classes": len(val.classes),
+        "steps": steps,
+        "views": steps * spec.train.batch,
+        "decoded_bytes": (images + len(val)) * height * width * 4,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor
 
 from dsd_core import dist
 from dsd_core.boundary import boundary_counts
-from dsd_core.data.dataset import IGNORE
-from dsd_core.data.loader import Batch
-from dsd_core.events import Score
+from dsd_core.data.dataset import IGNORE, Dataset
+from dsd_core.data.loader import Batch, eval_batches
+from dsd_core.errors import Interrupted
+from dsd_core.events import Evaluated, Event, FurtherSeed, Score, Subject
+from dsd_core.inference import LogitsOf, predictor
+from dsd_core.spec import Evaluation
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Confusion:
 
     def reduced(self) -> Confusion:
         """The sum over all processes (`dsd_core.dist`), in each of them; alone, its own counts."""
+        if dist.world() == 1:
+            return self
         total = torch.from_numpy(self._flat())
         dist.sum_([total])
         return self._of(total.numpy())
@@ -113,6 +119,42 @@ def evaluate(
             confusion.add(predict(batch.images_N3HW).argmax(dim=1), batch.labels_NHW)
     whole = confusion.reduced()
     return whole.score(classes), whole.images, time.perf_counter() - start
+
+
+def score_split(
+    network: LogitsOf,
+    data: Dataset,
+    options: Evaluation,
+    emit: Callable[[Event], None],
+    goes_on: Callable[[], bool],
+    device: torch.device,
+    *,
+    subject: Subject,
+    seed: FurtherSeed = None,
+    step: int = 0,
+    total_step: int = 0,
+) -> Score:
+    """`evaluate` a network that looks at a split as `options` say, and make an event of its score.
+
+    `goes_on` is asked before each batch. Raises Interrupted, in all processes, after it said no in one of them.
+    """
+    share = eval_batches(data, options.batch, rank=dist.rank(), of=dist.world())
+    batches = (batch.to(device) for batch in takewhile(lambda batch: goes_on(), share))
+    score, images, seconds = evaluate(predictor(network, options), batches, data.classes, boundary=options.boundary)
+    if images < len(data):
+        raise Interrupted(f"Stopped while the {subject} was scored.")
+    emit(
+        Evaluated(
+            subject=subject,
+            seed=seed,
+            step=step,
+            total_step=total_step,
+            images=images,
+            seconds=seconds,
+            **score.model_dump(),
+        )
+    )
+    return score
 
 
 def _ratios(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from 1.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from dsd_core.disk import FULL
 
 Phase = Literal["baseline", "student"]
 Subject = Literal["teacher", "baseline", "student"]
@@ -194,16 +197,15 @@ class Result(BaseModel):
     gain_spread: float | None = None
     step_cost: StepCost | None = None  # over all students
     baseline_step_cost: StepCost | None = None
-    files: list[FileInfo]
+    files: list[FileInfo]  # none of an evaluate job
     classes: list[str]
-    onnx_max_error: (
-        float  # largest difference of softmax between ONNX and the network, over the sizes that were compared
-    )
+    onnx_max_error: float | None  # largest difference of softmax between ONNX and the network; None without files
     teacher_digest: str | None = None
-    dataset_fingerprint: str
+    student_digest: str | None = None  # of the trained student's file, of an evaluate or export job
+    dataset_fingerprint: str  # of the training split; of the validation split where nothing was trained
     spec_digest: str
     code_version: str
-    train_seconds: float
+    train_seconds: float  # 0 where nothing was trained
     bit_exact: bool = True  # the weights are those of a run that was never interrupted
     stopped_early: bool = False  # on request: the student is the best so far, and later seeds are left out
     stopped_step: int | None = None  # of total_steps, where it was stopped early
@@ -241,7 +243,8 @@ class EventFile:
     """Appends events to `events.jsonl`; each line is written with one system call and survives the death of the
     process.
 
-    A half-written last line (the process was killed inside the call) is cut off on opening.
+    A half-written last line (the process was killed inside the call) is cut off on opening. While the disk is full,
+    lines wait in memory for the next one; only a last word does not, and raises OSError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -250,9 +253,23 @@ class EventFile:
         text = path.read_bytes()
         if text and not text.endswith(b"\n"):
             os.ftruncate(self._fd, text.rfind(b"\n") + 1)
+        self._waiting = b""
 
     def __call__(self, event: Event) -> None:
-        os.write(self._fd, event.model_dump_json().encode() + b"\n")
+        self._waiting += event.model_dump_json().encode() + b"\n"
+        try:
+            self._write()
+        except OSError as error:
+            if error.errno not in FULL or isinstance(event, Finished | Failed):
+                raise
+
+    def _write(self) -> None:
+        """Append what waits, all or nothing: on a disk that fills up, a call may take a part of it."""
+        end = os.fstat(self._fd).st_size
+        if os.write(self._fd, self._waiting) < len(self._waiting):
+            os.ftruncate(self._fd, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._waiting = b""
 
     def close(self) -> None:
         os.close(self._fd)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dsd_core import dist
@@ -90,7 +91,9 @@ class Learner:
     def _average_statistics(self, images: int) -> None:
         if dist.world() == 1:
             return
-        statistics = [buffer for buffer in self.student.buffers() if buffer.is_floating_point()]
+        norms = [module for module in self.student.modules() if isinstance(module, _BatchNorm)]
+        found = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
+        statistics = [statistic for statistic in found if statistic is not None]
         share = dist.shares(torch.tensor(float(images)))
         for statistic in statistics:
             statistic.mul_(share)

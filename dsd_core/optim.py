@@ -80,8 +80,9 @@ def backward(
     for term, found in gradients.items():
         for parameter, gradient in zip(task.learned(), found, strict=True):
             if gradient is not None:
-                gradient = now[term] * gradient
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                if parameter.grad is None:  # in the parameter's layout, which decides how later sums are rounded
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad.add_(now[term] * gradient)
     return {term: now[term] * norm for term, norm in norms.items()}
 
 

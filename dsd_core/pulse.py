@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from dsd_core.errors import Interrupted
 
 EVERY_S = 0.2
 
@@ -33,3 +36,10 @@ class Pulse:
             os.pwrite(fd, text, 0)
         finally:
             os.close(fd)
+
+
+def read_on(pulse: Callable[[], None], stop: Callable[[], bool], done: int) -> None:
+    """Show that the data is being read, `done` images of it so far. Raises Interrupted when that is to stop."""
+    pulse()
+    if stop():
+        raise Interrupted(f"Stopped while the data was read, {done} images into it.")

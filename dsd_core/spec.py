@@ -268,6 +268,14 @@ def _refuse_weights_without_leader(losses: tuple[Loss, ...], which: str) -> None
         )
 
 
+class Export(Part):
+    """How the student's files are written."""
+
+    precision: Literal["float32", "float16"] = "float32"
+    """Of the weights in `model.onnx`. `float16` halves the file; the graph still computes in float32. The weights in
+    `model.safetensors` are always as they were trained."""
+
+
 class Resources(Part):
     """What the job wants of the worker that runs it; a job waits until there is such a worker."""
 
@@ -282,18 +290,21 @@ class Resources(Part):
 
 
 _NOT_TRAINED_BY: dict[str, Any] = {
-    **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook"), True),
+    **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook", "export"), True),
     "resources": {"device", "memory_gib", "labels"},
     "train": {"checkpoints_kept", "resume"},
 }
-"""Fields that say how a job is found, queued and placed, and nothing of what it computes."""
+"""Fields that say how a job is found, queued and placed, and how its student is written, not how it is trained."""
+
+
+Kind = Literal["distill", "train", "evaluate", "export"]
 
 
 class JobSpec(Part):
     """A job: train a student on a dataset, with a teacher (`distill`) or without (`train`), or score one that was
     trained (`evaluate`), or write its files anew (`export`)."""
 
-    kind: Literal["distill", "train", "evaluate", "export"] = "distill"
+    kind: Kind = "distill"
     """`distill` needs a teacher; `train` has none, and its result can teach. `evaluate` scores a trained student on the
     validation split and registers nothing; `export` scores it, writes its files and registers them as a version."""
     name: Slug
@@ -307,6 +318,7 @@ class JobSpec(Part):
     `benchmarks/results/camvid_losses.md`; `plain` for train; none for kinds that train nothing."""
     train: Training = Training()
     evaluate: Evaluation = Evaluation()
+    export: Export = Export()
     baseline: bool = False
     """Train the same student without a teacher first, same seed and schedule, and report the gain."""
     seeds: Annotated[tuple[Seed, ...], Field(max_length=32)] = ()
@@ -403,6 +415,7 @@ class JobSpec(Part):
             "student.encoder_file": self.student.encoder_file is not None,
             "student.weights_share": self.student.weights_share != 1.0,
             "student.taps": bool(self.student.taps),
+            "export": self.kind == "evaluate" and self.export != Export(),
             "resources.processes": self.resources.processes > 1,
         }
         named = [name for name, is_given in unread.items() if is_given]

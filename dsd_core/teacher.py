@@ -10,7 +10,7 @@ from dsd_core.errors import SpecError
 from dsd_core.models import build, load_weights, outputs_in, stride
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec, Preprocess
-from dsd_core.spec import Teacher
+from dsd_core.spec import Student, Teacher
 from dsd_core.weights import describe_onnx, describe_weights, fitting_outputs
 
 
@@ -49,18 +49,39 @@ def load_teacher(
         from dsd_core.models.zoo_teachers import load_zoo_teacher  # importing the zoo takes seconds
 
         return load_zoo_teacher(teacher.zoo, classes)
-    if weights is None and teacher.weights is None:
-        raise SpecError(
-            f"The registered model {teacher.model!r} was not fetched.",
-            field="/teacher/model",
-            hint="Without the service, name a file in /teacher/weights.",
-        )
-    path = weights or Path(str(teacher.weights))
+    path = weights or _named_file(teacher, "/teacher")
     network, preprocess = describe_weights(path, teacher.network, teacher.preprocess)
-    segmenter = load_segmenter(path, network, preprocess, classes)
+    return load_segmenter(path, network, preprocess, classes), network, _sha256(path)
+
+
+def load_student(
+    student: Student, classes: Sequence[str], weights: Path | None = None
+) -> tuple[Segmenter, NetworkSpec, Preprocess, str]:
+    """The trained student of an evaluate or export job, its network, preprocessing, and the sha256 of its file.
+
+    `weights` stands in for the spec's source. Raises SpecError, WeightsError.
+    """
+    path = weights or _named_file(student, "/student")
+    network, preprocess = describe_weights(path, student.network, student.preprocess, field="/student")
+    segmenter = load_segmenter(path, network, preprocess, classes, field="/student/weights")
+    return segmenter, network, preprocess, _sha256(path)
+
+
+def _named_file(source: Teacher | Student, field: str) -> Path:
+    if source.weights is not None:
+        return Path(source.weights)
+    kind = "model" if source.model is not None else "job"
+    described = "registered model" if kind == "model" else "student of job"
+    raise SpecError(
+        f"The {described} {getattr(source, kind)!r} was not fetched.",
+        field=f"{field}/{kind}",
+        hint=f"Without the service, give its file as {field}/weights or with --{field[1:]} FILE.",
+    )
+
+
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return segmenter, network, digest
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_onnx(

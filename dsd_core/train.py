@@ -25,15 +25,15 @@ from torch import Tensor
 from dsd_core import checkpoint, dist
 from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.loader import Batch, cached, eval_batches, steps_per_epoch, train_batches
+from dsd_core.data.loader import cached, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
+from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
 from dsd_core.environment import Environment, changes, environment
 from dsd_core.errors import Interrupted, NothingToKeepError, SpecError, StorageError, WeakTeacherError
-from dsd_core.evaluate import evaluate
+from dsd_core.evaluate import score_split
 from dsd_core.events import (
     Checkpoint,
-    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -47,7 +47,7 @@ from dsd_core.events import (
     StepCost,
     Subject,
 )
-from dsd_core.export import code_version, export_student, measure_cost, write_result
+from dsd_core.export import code_version, export_student, fixed_size_warning, measure_cost, write_result
 from dsd_core.fault_points import fault_point
 from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
@@ -58,7 +58,7 @@ from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
 from dsd_core.pictures import draw_comparison
-from dsd_core.pulse import Pulse
+from dsd_core.pulse import Pulse, read_on
 from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
 from dsd_core.teacher import load_teacher
@@ -109,6 +109,11 @@ class Run:
     @property
     def total_steps(self) -> int:
         return self.steps * len(self.legs)
+
+    def goes_on(self) -> bool:
+        """Show that the work moves; False when it is to stop."""
+        self.pulse()
+        return not self.stop()
 
     def total_step(self, leg: Leg, step: int) -> int:
         """Steps of the whole run up to `step` of a leg."""
@@ -211,7 +216,7 @@ def prepare(
     data, pulse = spec.dataset, Pulse(out / "pulse") if dist.is_first() else _silence
     train_set = cached(open_dataset(data.name, data.root, "train", data.size))
     val_set = cached(open_dataset(data.name, data.root, "val", data.size))
-    tell = partial(_go_on, pulse, stop)
+    tell = partial(read_on, pulse, stop)
     scanned = scan(train_set, tell=tell)
     refuse_unfit_images(spec, train_set, scanned)
     scan(val_set, tell=tell)
@@ -244,12 +249,6 @@ def prepare(
 
 def _silence() -> None:
     pass
-
-
-def _go_on(pulse: Callable[[], None], stop: Callable[[], bool], done: int) -> None:
-    pulse()
-    if stop():
-        raise Interrupted(f"Stopped before training, {done} images into reading the data.")
 
 
 def refuse_too_many_processes(spec: JobSpec) -> None:
@@ -441,7 +440,10 @@ def judge(run: Run, leg: Leg, learner: Learner, step: int) -> None:
     if leg.exported or run.spec.train.keep == "best":
         learner.keep_if_best(run.scores[leg.name].miou)
     if leg.phase == "student" and dist.is_first():
-        draw_pictures(run, leg, learner.shown, step)
+        try:
+            draw_pictures(run, leg, learner.shown, step)
+        except OSError as error:
+            run.emit(_warning(f"No picture of step {step}: {storage_error(error, run.out / 'pictures').message}"))
 
 
 @contextmanager
@@ -497,32 +499,18 @@ def score_network(
 ) -> Score:
     """Score a network on the validation split and say so; leaves it in eval mode. Raises Interrupted."""
     network.eval()
-    options = run.spec.evaluate
-    logits_of, batches = predictor(network, options), batches_until_stop(run)
-    score, images, seconds = evaluate(logits_of, batches, run.classes, boundary=options.boundary)
-    if images < len(run.val_set):
-        raise Interrupted(f"Stopped while the {subject} was scored.")
-    run.emit(
-        Evaluated(
-            subject=subject,
-            seed=seed,
-            step=step,
-            total_step=total_step,
-            images=images,
-            seconds=seconds,
-            **score.model_dump(),
-        )
+    return score_split(
+        network,
+        run.val_set,
+        run.spec.evaluate,
+        run.emit,
+        run.goes_on,
+        run.device,
+        subject=subject,
+        seed=seed,
+        step=step,
+        total_step=total_step,
     )
-    return score
-
-
-def batches_until_stop(run: Run) -> Iterator[Batch]:
-    """This process's share of the validation images, all unless it is asked to stop meanwhile."""
-    for batch in eval_batches(run.val_set, run.spec.evaluate.batch, rank=dist.rank(), of=dist.world()):
-        run.pulse()
-        if run.stop():
-            return
-        yield batch.to(run.device)
 
 
 def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
@@ -572,6 +560,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         classes=run.classes,
         palette=run.val_set.palette,
         size=size,
+        options=spec.export,
         about={
             "name": spec.name,
             "dataset": spec.dataset.name,
@@ -583,11 +572,7 @@ def finish(run: Run, student: Segmenter) -> Result:
     fault_point("export.after")
     run.pulse()
     if exported.fixed_size:
-        run.emit(
-            _warning(
-                f"The ONNX graph takes images of {size[0]}x{size[1]} only: this network cannot be traced for others."
-            )
-        )
+        run.emit(fixed_size_warning(size))
     teacher_cost = None
     if run.teacher is not None and run.teacher_network is not None:
         teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)

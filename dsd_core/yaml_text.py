@@ -28,8 +28,16 @@ for _tag, _pattern, _first in (
 
 
 def parse_yaml(text: str) -> Any:
-    """The document in the text, YAML or JSON. Raises ValueError that says where it is wrong."""
+    """The one document in the text, YAML or JSON. Raises ValueError that says where it is wrong."""
     try:
         return yaml.load(text, _CoreLoader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{error}") from error
+
+
+def parse_documents(text: str) -> list[Any]:
+    """As `parse_yaml`, of any number of documents, which lines of `---` separate; empty ones are left out."""
+    try:
+        return [document for document in yaml.load_all(text, _CoreLoader) if document is not None]
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{error}") from error

@@ -8,7 +8,9 @@ repeated.
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,6 +20,8 @@ from typing import Any, NamedTuple
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -26,6 +30,9 @@ from dsd_core.errors import StorageError
 from jobs.tables import UtcDateTime
 
 BUSY_TIMEOUT_S = 10.0
+POOLED = 5  # connections that stay open
+MIGRATIONS = Path(__file__).parent / "migrations"
+ASK_EVERY_S = 0.004
 WAL_SAFE_SINCE = (3, 51, 3)
 
 
@@ -45,8 +52,14 @@ def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Jour
     return JournalMode("DELETE", f"SQLite {ours}: before {fixed} a reset of the WAL can corrupt the file.")
 
 
-def make_engine(url: str, *, statement_timeout_s: float = 10.0) -> Engine:
-    """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file."""
+def make_engine(
+    url: str, *, connections: int = 15, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0
+) -> Engine:
+    """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file.
+
+    On PostgreSQL there are `connections` at most; who finds none free waits for `pool_timeout_s`, and a statement ends
+    with an error after `statement_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
+    """
     to_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN in JSON; nor does SQLite here
     if make_url(url).get_backend_name() == "sqlite":
         return _sqlite(url, to_json)
@@ -60,6 +73,9 @@ def make_engine(url: str, *, statement_timeout_s: float = 10.0) -> Engine:
         json_serializer=to_json,
         pool_pre_ping=True,
         pool_recycle=1800,
+        pool_timeout=pool_timeout_s,
+        max_overflow=connections - POOLED,
+        pool_size=POOLED,
         connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in settings.items())},
     )
 
@@ -92,12 +108,12 @@ def db_now(session: Session) -> datetime:
     return session.execute(select(clock)).scalar_one()
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, revision: str = "head") -> None:
     """Bring the tables to the newest version; processes that do so at once wait for each other.
 
     Raises StorageError where the database is of a newer version than this code.
     """
-    _run_migration(url, partial(command.upgrade, revision="head"))
+    _run_migration(url, partial(command.upgrade, revision=revision))
 
 
 def downgrade(url: str, revision: str = "base") -> None:
@@ -105,10 +121,17 @@ def downgrade(url: str, revision: str = "base") -> None:
     _run_migration(url, partial(command.downgrade, revision=revision))
 
 
+def versions(engine: Engine) -> tuple[str | None, str | None]:
+    """The version the tables have (None: there are none), and the newest this code knows."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    return found, ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
 def _run_migration(url: str, run: Any) -> None:
     engine = make_engine(url, statement_timeout_s=600)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.execution_options(dsd_write=True).begin() as connection:
             if engine.dialect.name == "postgresql":
@@ -145,4 +168,34 @@ def _on_sqlite_connect(connection: Any, _record: object) -> None:
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("dsd_write") else "BEGIN")
+    if connection.get_execution_options().get("dsd_write"):
+        _wait_for_the_lock(connection)
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _wait_for_the_lock(connection: Connection) -> None:
+    """Ask for the write lock at the same short intervals for BUSY_TIMEOUT_S.
+
+    SQLite itself asks ever more rarely, up to once in 0.1 s, so that among many writers those that came last win and
+    one that has waited long may wait until it is refused.
+    """
+    driver = connection.connection.dbapi_connection
+    assert driver is not None
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    driver.execute("PRAGMA busy_timeout = 0").close()
+    try:
+        while time.monotonic() < deadline and not _has_begun(driver):
+            time.sleep(random.uniform(0.5, 1.5) * ASK_EVERY_S)
+    finally:
+        driver.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}").close()
+    if not driver.in_transaction:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # the error is SQLAlchemy's
+
+
+def _has_begun(driver: Any) -> bool:
+    try:
+        driver.execute("BEGIN IMMEDIATE").close()
+    except sqlite3.OperationalError:
+        return False
+    return True

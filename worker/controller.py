@@ -1,5 +1,5 @@
-"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, and frees
-the storage by the rules of retention.
+"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, calls
+webhooks, and frees the storage by the rules of retention.
 
 Safe to run twice: outbox rows are handed to one relay at a time and a doubled message is refused by the claim, every
 move of a status is guarded by what it was, and tracking is done by whoever holds its lock.
@@ -22,6 +22,7 @@ from jobs import db, queue, retention, store
 from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
 from jobs.storage import Storage, storage_of
+from worker import webhooks
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ RELAY_BATCH = 50
 LONGEST_DELAY_S = 60.0
 PRUNE_S = 3600.0
 FORGET_S = 86_400.0  # a worker that was not heard of for a day is no longer listed
-END_S = 20.0  # for tracking to finish the call it is in
+END_S = 20.0  # for the other threads to finish the call they are in
 
 
 def main() -> None:
@@ -45,21 +46,26 @@ def main() -> None:
 
 
 def serve(settings: Settings, stop: Event) -> None:
-    """Relay and reconcile in this thread, track and prune in others, until `stop`."""
+    """Reconcile in this thread, and do the rest in others, until `stop`: what keeps silent holds up nobody."""
     assert settings.broker_url is not None
     engine = db.make_engine(settings.db_url)
     app = queue.make_app(settings.broker_url)
     reconciler = Reconciler(engine, settings)
+    relaying = Thread(target=_relay, args=(engine, app, stop), name="relay", daemon=True)
     tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
-    tracking.start()
-    Thread(target=_prune, args=(settings, engine, storage_of(settings), stop), name="retention", daemon=True).start()
+    storage = storage_of(settings)
+    calling = Thread(target=webhooks.serve, args=(settings, stop), name="webhooks", daemon=True)
+    for thread in (relaying, tracking, calling):
+        thread.start()
+    # Not waited for at the end: a deletion that is cut short is taken up again.
+    Thread(target=_prune, args=(settings, engine, storage, stop), name="retention", daemon=True).start()
     log.info("controller.started")
     while not stop.is_set():
-        _surviving(lambda: relay(engine, app))
         if reconciler.is_due():
             _surviving(reconciler.tick)
         stop.wait(RELAY_S)
-    tracking.join(END_S)
+    for thread in (relaying, tracking, calling):
+        thread.join(END_S)
     engine.dispose()
     log.info("controller.ended")
 
@@ -132,6 +138,12 @@ def _prune(settings: Settings, engine: Engine, storage: Storage, stop: Event) ->
     while not stop.is_set():
         _surviving(lambda: retention.prune(engine, storage, retention.rules_of(settings)))
         stop.wait(PRUNE_S)
+
+
+def _relay(engine: Engine, app: Celery, stop: Event) -> None:
+    while not stop.is_set():
+        _surviving(lambda: relay(engine, app))
+        stop.wait(RELAY_S)
 
 
 def _track(settings: Settings, stop: Event) -> None:

@@ -57,7 +57,7 @@ def shares(devices: Sequence[str], workers: int) -> list[str]:
     """DSD_DEVICES for each of so many workers, so that no two share a GPU; those for whom there is none get `cpu`."""
     if len(devices) < workers:
         return [*devices, *["cpu"] * (workers - len(devices))]
-    bounds = [len(devices) * number // workers for number in range(workers + 1)]
+    bounds = [len(devices) * number // max(1, workers) for number in range(workers + 1)]
     return [",".join(devices[start:end]) for start, end in pairwise(bounds)]
 
 

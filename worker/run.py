@@ -26,12 +26,14 @@ from jobs.status import TERMINAL, Reason, Request
 from jobs.storage import Bucket
 from worker import launch
 from worker.database import Away, Database
+from worker.inheritance import forerunners, inherit
 from worker.keeper import Keeper
 from worker.memory import taken_over
 from worker.outcome import Ending, Error, outcome, over_memory, over_time, stalled
 from worker.pulse import Pulse
-from worker.run_copy import sweep
-from worker.run_folder import Tail, log_tail, networks_of, prepare
+from worker.references import makers_of
+from worker.run_copy import CHECKPOINTS, sweep
+from worker.run_folder import Tail, log_tail, prepare
 from worker.slot import Slot
 
 log = logging.getLogger(__name__)
@@ -176,16 +178,20 @@ def _start(run: Run) -> launch.Child | None:
     """Fetch what the child goes on from, and start it. None: the job was lost, or asked to stop, before that."""
     job_id, fence = run.claim.job_id, run.claim.fence
     spec = parse_spec(run.claim.spec)
-    networks = run.insist(lambda s: networks_of(s, spec))
+    makers = run.insist(lambda s: makers_of(s, spec))
+    before = run.insist(lambda s: forerunners(s, run.claim))
     left = launch.end_leftovers(job_id, fence)
     if left:
         log.warning("job.leftovers_killed id=%s processes=%s", job_id, left)
-    run.keeper.fetch([(source, "student") for source in networks.values()])
+    run.keeper.fetch(
+        [*((maker, "student") for maker in makers.values()), *((job_id, CHECKPOINTS) for job_id in before)]
+    )
     while not run.keeper.wait(run.period_s):
         if not _goes_on(run):
             return None
-    weights = {part: run.keeper.input(source, "student") / "model.safetensors" for part, source in networks.items()}
+    weights = {part: run.keeper.input(maker, "student") / "model.safetensors" for part, maker in makers.items()}
     arguments = prepare(run.folder, run.claim.spec, weights)
+    inherit(run.folder, [run.keeper.input(job_id, CHECKPOINTS) for job_id in before])
     _find_place(run)
     (run.folder / EXIT_CODE).unlink(missing_ok=True)
     run.pulse = Pulse(run.folder / "pulse", run.settings.stall_s, run.settings.first_step_s)

@@ -10,13 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
 from dsd_core.errors import StorageError, WeightsError
 from dsd_core.events import Note, parse, read_lines
-from dsd_core.spec import JobSpec, parse_model
-from jobs import store
-from jobs.tables import ModelRow
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +26,10 @@ def prepare(folder: Path, spec: dict[str, Any], networks: dict[str, Path]) -> li
     """
     for part, path in networks.items():
         if not path.exists():
-            message = f"The student that is to be the {part} is gone: there is no {path}."
-            raise WeightsError(message, field=f"/{part}", hint="Choose another model or job.")
+            by = "job" if spec[part].get("job") else "model"
+            message = f"The files of {by} {spec[part][by]!r} are gone: there is no {path}."
+            hint = "Choose another version." if by == "model" else "Name another job, or run that one again."
+            raise WeightsError(message, field=f"/{part}/{by}", hint=hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
@@ -39,17 +37,6 @@ def prepare(folder: Path, spec: dict[str, Any], networks: dict[str, Path]) -> li
         raise StorageError(f"The run folder {folder} cannot be written: {error.strerror}.") from error
     options = [word for part, path in networks.items() for word in (f"--{part}", str(path))]
     return [str(folder / "spec.json"), "--out", str(folder), *options]
-
-
-def networks_of(session: Session, spec: JobSpec) -> dict[str, str]:
-    """The jobs whose exported students the spec names as `teacher` and `student`. Raises WeightsError."""
-    found = {}
-    for part, source in (("teacher", spec.teacher), ("student", spec.student)):
-        if source is not None and source.model is not None:
-            found[part] = _registered(session, source.model, f"/{part}/model").job_id
-        elif source is not None and source.job is not None:
-            found[part] = source.job
-    return found
 
 
 def log_tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> str:
@@ -94,18 +81,6 @@ class Tail:
 
     def copied(self, batch: list[Numbered]) -> None:
         self.offset = batch[-1][1]
-
-
-def _registered(session: Session, named: str, field: str) -> ModelRow:
-    name, alias_or_version = parse_model(named)
-    model = store.get_model_version(session, name, alias_or_version)
-    if model is None:
-        message = f"There is no registered model {named!r}."
-        raise WeightsError(message, field=field, hint="`dsd models` lists those that exist.")
-    if model.files_gone_at is not None:
-        message = f"The files of model {named!r} were deleted to free storage."
-        raise WeightsError(message, field=field, hint="Choose another version.")
-    return model
 
 
 def _write(path: Path, text: str) -> None:

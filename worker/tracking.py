@@ -67,6 +67,8 @@ SIGNATURE = ModelSignature(
 REQUIREMENTS = [f"{name}=={installed(name)}" for name in ("mlflow", "numpy", "onnxruntime")]
 RUN_STATUS = {Status.SUCCEEDED: "FINISHED", Status.FAILED: "FAILED", Status.CANCELLED: "KILLED"}
 LATEST_GOOD = "latest-good"
+LABEL = "label."  # before the name of a label, as a tag
+NOTED = {"note", "request"}  # events that become lines of notes.txt
 INSTALLATION = "dsd_installation"  # tag of a run: the database that knows its job
 
 
@@ -159,7 +161,7 @@ class Tracker:
         experiment_id = self._experiment()
         found = self.client.search_runs([experiment_id], f"tags.job_id = '{row.id}'", max_results=1)
         tags = {"job_id": row.id, "kind": row.kind, "spec_digest": row.spec_digest, "mlflow.source.name": "dsd"}
-        tags |= {INSTALLATION: self._installation(), **{f"label.{key}": text for key, text in row.labels.items()}}
+        tags |= {INSTALLATION: self._installation(), **_label_tags(row)}
         run = found[0] if found else self.client.create_run(experiment_id, _ms(row.started_at), tags, row.name)
         run_id: str = run.info.run_id
         for params in _chunks([Param(name, text) for name, text in params_of(row.spec).items()], PARAMS):
@@ -183,10 +185,20 @@ class Tracker:
         if "checkpoint" in types:
             index = [event.data for event in self._events(row.id, 0, ["checkpoint"], limit=10_000)]
             self.client.log_dict(run_id, {"checkpoints": index}, "checkpoints.json")
-        if "note" in types:
-            notes = [event.data for event in self._events(row.id, 0, ["note"], limit=10_000)]
-            text = "".join(f"{note['at']} {note['level']}: {note['message']}\n" for note in notes)
-            self.client.log_text(run_id, text, "notes.txt")
+        if types & NOTED:
+            notes = self._events(row.id, 0, sorted(NOTED), limit=10_000)
+            self.client.log_text(run_id, "".join(map(_noted, notes)), "notes.txt")
+        if any(event.type == "request" and "labels" in event.data for event in events):
+            self._label(row, run_id)
+
+    def _label(self, row: JobRow, run_id: str) -> None:
+        """Give the run the labels that its job has now, and no others."""
+        wanted = _label_tags(row)
+        for tag in self.client.get_run(run_id).data.tags:
+            if tag.startswith(LABEL) and tag not in wanted:
+                self.client.delete_tag(run_id, tag)
+        for tag, value in wanted.items():
+            self.client.set_tag(run_id, tag, value)
 
     def _close_run(self, row: JobRow, run_id: str) -> None:
         self._log_file(row, run_id, "log.txt")
@@ -212,7 +224,7 @@ class Tracker:
             model = store.model_of(s, row.id)
         if model is not None and model.files_gone_at is not None:
             self._forget_version(row, model)
-        elif row.status == Status.SUCCEEDED and row.files_gone_at is None:
+        elif row.status == Status.SUCCEEDED and row.kind != "evaluate" and row.files_gone_at is None:
             return {"model_version": self._register(row, run_id)}
         return {}
 
@@ -362,10 +374,26 @@ def _trouble(url: str) -> str | None:
     return None
 
 
+_ORIGINS = ("teacher_digest", "student_digest", "dataset_fingerprint", "code_version")
+
+
+def _label_tags(row: JobRow) -> dict[str, str]:
+    return {f"{LABEL}{key}": value for key, value in row.labels.items()}
+
+
+def _noted(event: JobEventRow) -> str:
+    """A line of notes.txt."""
+    data, at = event.data, event.at.isoformat(timespec="milliseconds")
+    if event.type == "note":
+        return f"{at} {data['level']}: {data['message']}\n"
+    what = [data["request"], *(str(value) for key, value in data.items() if key != "request")]
+    return f"{at} asked: {' '.join(what)}\n"
+
+
 def _lineage(row: JobRow) -> dict[str, str]:
     """Where a student comes from and what it is worth, as tags."""
     assert row.result is not None
-    facts = {name: row.result.get(name) for name in ("teacher_digest", "dataset_fingerprint", "code_version")}
+    facts = {name: row.result.get(name) for name in _ORIGINS}
     facts |= {"miou": row.result["student"]["miou"], "params": row.result["student_cost"]["params"]}
     facts |= {"job_id": row.id, "spec_digest": row.spec_digest}
     return {name: str(value) for name, value in facts.items() if value is not None}

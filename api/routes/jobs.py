@@ -1,30 +1,30 @@
-"""Submit, check, list, show and cancel jobs."""
+"""Submit, check, list and show jobs."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api.admission import admit, estimated
 from api.deps import Database, SettingsOf, Spec
-from api.job_view import job_view
+from api.job_view import job_view, job_views
 from api.schemas import Job, JobPage, Validation
-from dsd_core.spec import JobSpec
+from api.submission import SubmissionOf
+from dsd_core.parts import JOB_ID
+from dsd_core.spec import Kind
 from jobs import db, store
-from jobs.settings import Settings
 from jobs.status import Status
 from jobs.store import JobNotFound
 from jobs.tables import JobRow
 
 router = APIRouter(tags=["jobs"])
 
-POLL_S = "2"  # how soon a submitted job is worth looking at again
 SPEC_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -39,59 +39,21 @@ def _key_and_value(text: str) -> str:
     return text
 
 
-Cursor = Annotated[str | None, Query(pattern=r"^[0-9a-z]{1,40}$", description="The `next_cursor` of the page before.")]
+Cursor = Annotated[str | None, Query(pattern=f"^{JOB_ID}$", description="The `next_cursor` of the page before.")]
 Name = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$", description="Only jobs of this name.")]
+Group = Annotated[str | None, Query(pattern=r"^[a-z0-9][a-z0-9._-]{0,79}$", description="Only jobs of this group.")]
 Label = Annotated[
     str | None, Query(description="Only jobs with this label, `key:value`."), AfterValidator(_key_and_value)
 ]
 
 
 @router.post("/jobs", status_code=202, openapi_extra=SPEC_BODY)
-def submit_job(
-    spec: Spec,
-    engine: Database,
-    settings: SettingsOf,
-    response: Response,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            pattern=r"^[\x21-\x7e]{1,255}$",
-            description="Repeating a request with its key makes no second job.",
-        ),
-    ] = None,
-) -> Job:
+def submit_job(spec: Spec, submission: SubmissionOf) -> Job:
     """Queue a job. Names, files, classes and paths are checked first; what needs the networks, when it starts.
 
     The job is safe once this answers, also while no worker or message broker is there.
     """
-    if (old := _replayed(engine, settings, idempotency_key, spec)) is not None:
-        job, created = old, False
-    else:
-        checked = admit(spec, engine, settings)
-        with db.begin(engine) as s:
-            row, created = store.submit(
-                s,
-                checked.spec,
-                max_attempts=settings.max_attempts,
-                idempotency_key=idempotency_key,
-                fingerprint=spec.digest(),
-            )
-            job = job_view(row, store.positions(s, [row]).get(row.id), settings)
-    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
-    response.headers["Retry-After"] = POLL_S
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    return job
-
-
-def _replayed(engine: Engine, settings: Settings, key: str | None, spec: JobSpec) -> Job | None:
-    """The job this key has made; it is not checked again, for the repeat of a request must get what it missed."""
-    if key is None:
-        return None
-    with db.reading(engine) as s:
-        row = store.replayed(s, key, spec.digest())
-        return None if row is None else job_view(row, store.positions(s, [row]).get(row.id), settings)
+    return submission.once(spec.digest(), lambda: admit(spec, submission.engine, submission.settings).spec)
 
 
 @router.post("/jobs/validate", openapi_extra=SPEC_BODY)
@@ -113,15 +75,17 @@ def list_jobs(
     after: Cursor = None,
     status: Status | None = None,
     name: Name = None,
-    kind: Literal["distill", "train"] | None = None,
+    kind: Kind | None = None,
+    group: Group = None,
     label: Label = None,
 ) -> JobPage:
     """Jobs, the newest first. Pages stay right while jobs are added: a page begins where the one before ended."""
     pair = None if label is None else (label.partition(":")[0], label.partition(":")[2])
     with db.reading(engine) as s:
-        rows, has_more = store.list_page(s, limit=limit, after=after, status=status, name=name, kind=kind, label=pair)
-        places = store.positions(s, rows)
-        data = [job_view(row, places.get(row.id), settings) for row in rows]
+        rows, has_more = store.list_page(
+            s, limit=limit, after=after, status=status, name=name, kind=kind, group=group, label=pair
+        )
+        data = job_views(s, rows, settings)
     cursor = rows[-1].id if has_more else None
     if cursor is not None:
         query = urlencode({**request.query_params, "after": cursor})
@@ -133,17 +97,7 @@ def list_jobs(
 def get_job(job_id: str, engine: Database, settings: SettingsOf) -> Job:
     """A job: its status and why, progress, result or error, model and MLflow run."""
     with db.reading(engine) as s:
-        row = found(s, job_id)
-        return job_view(row, store.positions(s, [row]).get(row.id), settings)
-
-
-@router.post("/jobs/{job_id}/cancel", status_code=202)
-def cancel_job(job_id: str, engine: Database, settings: SettingsOf) -> Job:
-    """End a job. A queued one is cancelled at once, a running one is asked to stop; asking again changes nothing."""
-    check_id(job_id)
-    with db.begin(engine) as s:
-        row = store.request_cancel(s, job_id)
-        return job_view(row, None, settings)
+        return job_view(s, found(s, job_id), settings)
 
 
 def find(engine: Engine, job_id: str) -> JobRow:
@@ -163,5 +117,5 @@ def found(s: Session, job_id: str) -> JobRow:
 
 def check_id(job_id: str) -> None:
     """Raise JobNotFound for a text that is no id; some of those a database would not even compare."""
-    if not re.fullmatch(r"[0-9a-z]{1,40}", job_id):
+    if not re.fullmatch(JOB_ID, job_id):
         raise JobNotFound(f"There is no job {job_id[:60]!a}.", hint="GET /api/v1/jobs lists them.")

@@ -5,8 +5,10 @@
     reading      people: get, list_page, events_after
     estimates    people: when a job will start and end
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
+    waiting      people: waiting_for, needs_of
     workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
+    webhooks     controller: due_webhooks, webhook_delivered, webhook_failed
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
     retention    controller and people: what may be deleted, and that it was
     moves        under them: the one place where a status moves
@@ -28,6 +30,7 @@ from jobs.store.claims import (
     restart_events,
 )
 from jobs.store.estimates import Estimate, estimate
+from jobs.store.moves import NeedFailedError
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
 from jobs.store.queueing import has_work, positions, restand
 from jobs.store.reading import events_after, get, list_page
@@ -64,6 +67,8 @@ from jobs.store.tracking import (
     set_tracking,
     tracking_due,
 )
+from jobs.store.waiting import Waiting, needs_of, waiting_for
+from jobs.store.webhooks import due_webhooks, webhook_delivered, webhook_failed
 from jobs.store.workers import (
     WorkerNotFound,
     forget_workers,
@@ -81,10 +86,12 @@ __all__ = [
     "IdempotencyConflict",
     "JobNotFound",
     "Kept",
+    "NeedFailedError",
     "NeedNotFound",
     "NotCancellable",
     "NotPossible",
     "Part",
+    "Waiting",
     "WorkerNotFound",
     "add_model_version",
     "append_events",
@@ -92,6 +99,7 @@ __all__ = [
     "claim",
     "claim_next",
     "due_outbox",
+    "due_webhooks",
     "estimate",
     "events_after",
     "expire_leases",
@@ -113,6 +121,7 @@ __all__ = [
     "mark_sent",
     "model_aliases",
     "model_of",
+    "needs_of",
     "positions",
     "redispatch",
     "register_worker",
@@ -133,5 +142,8 @@ __all__ = [
     "submit",
     "tracking_due",
     "unmark_student",
+    "waiting_for",
+    "webhook_delivered",
+    "webhook_failed",
     "worker_beat",
 ]

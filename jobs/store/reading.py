@@ -22,13 +22,15 @@ def list_page(
     status: str | None = None,
     name: str | None = None,
     kind: str | None = None,
+    group: str | None = None,
     label: tuple[str, str] | None = None,
 ) -> tuple[list[JobRow], bool]:
     """Jobs older than the id `after`, newest first, and whether there are more. `label` is a key and its value."""
     query = select(JobRow).order_by(JobRow.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(JobRow.id < after)
-    for column, wanted in ((JobRow.status, status), (JobRow.name, name), (JobRow.kind, kind)):
+    wishes = ((JobRow.status, status), (JobRow.name, name), (JobRow.kind, kind), (JobRow.group, group))
+    for column, wanted in wishes:
         if wanted is not None:
             query = query.where(column == wanted)
     if label is not None:

@@ -6,6 +6,7 @@ worker hears of it with the next heartbeat. Each is one transaction and one line
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sqlalchemy import delete
@@ -127,9 +128,10 @@ def set_priority(s: Session, job_id: str, priority: int) -> JobRow:
     return row
 
 
-def set_labels(s: Session, job_id: str, labels: dict[str, str]) -> JobRow:
-    """Replace the labels of a job, ended or not. Raises JobNotFound."""
+def set_labels(s: Session, job_id: str, changes: Mapping[str, str | None]) -> JobRow:
+    """Give a job, ended or not, these labels beside those it has; None takes one away. Raises JobNotFound."""
     row = _locked(s, job_id)
+    labels = {key: value for key, value in {**row.labels, **changes}.items() if value is not None}
     if row.labels != labels:
         write_labels(s, row, labels)
         record_request(s, row, db_now(s), {"request": "labels", "labels": labels})

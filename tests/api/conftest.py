@@ -95,7 +95,7 @@ def service(tmp_path: Path, small_camvid: Path, sqlite_url: str) -> Iterator[Ser
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory, small_camvid: Path) -> Iterator[Service]:
-    """One for all tests of a module that change nothing in it."""
+    """One for all tests of a module that do not mind the jobs of others."""
     folder = tmp_path_factory.mktemp("steady")
     with serving(folder, small_camvid, f"sqlite:///{folder / 'jobs.db'}") as made:
         yield made

@@ -74,7 +74,9 @@ def test_every_operation_has_a_summary_a_description_and_a_problem_as_its_error(
 
 def test_every_route_is_in_the_document(steady: Service, document: dict[str, Any]) -> None:
     assert isinstance(steady.http.app, FastAPI)
-    wanted = {"/jobs", "/jobs/validate", "/jobs/{job_id}", "/jobs/{job_id}/cancel", "/jobs/{job_id}/events"}
+    wanted = {"/jobs", "/jobs/validate", "/jobs/{job_id}", "/jobs/{job_id}/events"}
+    wanted |= {f"/jobs/{{job_id}}/{ask}" for ask in ("cancel", "pause", "resume", "stop", "retry", "clone")}
+    wanted |= {"/workers", "/workers/{name}/drain", "/workers/{name}/undrain"}
     wanted |= {"/jobs/{job_id}/logs", "/jobs/{job_id}/metrics", "/catalog", "/models", "/models/{name}"}
     wanted |= {"/models/{name}/versions/{version}", "/models/{name}/versions/{version}/files/{file}"}
     assert set(document["paths"]) == {f"/api/v1{path}" for path in wanted} | {"/livez", "/readyz"}
@@ -127,6 +129,7 @@ def test_without_broker_and_mlflow_the_service_is_ready_but_degraded(steady: Ser
     }
 
 
+@pytest.mark.fault("F14")
 def test_a_broker_that_answers_is_told_from_one_that_is_away(
     tmp_path: Path, small_camvid: Path, sqlite_url: str, broker_url: str
 ) -> None:

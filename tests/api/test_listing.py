@@ -1,15 +1,13 @@
-"""GET /jobs, GET /jobs/{id} and cancelling."""
+"""GET /jobs and GET /jobs/{id}."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from dsd_core.errors import DataError
 from jobs import db, store
 from jobs.status import Reason
-from tests.api.conftest import JOBS, Service, problem_in, serving
+from tests.api.conftest import JOBS, Service, serving
 from tests.client.scenes import result, run
 from tests.jobs.builders import a_queued_job, claimed
 
@@ -47,8 +45,8 @@ def test_filters_hold_on_every_page(service: Service) -> None:
     wanted = [a_queued_job(service.engine, name="wanted", labels={"team": "a:b"}) for _ in range(3)]
     a_queued_job(service.engine, name="other")
     assert found(service, "limit=1&name=wanted") == found(service, "limit=2&label=team:a:b") == wanted[::-1]
-    assert len(found(service, "kind=train&status=queued")) == 4
-    for nothing in ("label=team:b", "status=running", "kind=distill", "name=another"):
+    assert len(found(service, "kind=train&status=queued&group=default")) == 4
+    for nothing in ("label=team:b", "status=running", "kind=distill", "name=another", "group=maps"):
         assert found(service, nothing) == []
 
 
@@ -110,31 +108,3 @@ def test_a_tracked_job_leads_to_its_run_in_mlflow_and_its_model(
         job = service.http.get(f"{JOBS}/{claim.job_id}").json()
     assert job["mlflow"] == {"run_id": "r1", "url": "https://mlflow.example/#/runs/r1"}
     assert job["model"] == {"name": "a-student", "version": 4, "tracking": "synced", "tracking_error": None}
-
-
-def test_a_queued_job_is_cancelled_at_once(service_on_each: Service) -> None:
-    job_id = a_queued_job(service_on_each.engine)
-    answer = service_on_each.http.post(f"{JOBS}/{job_id}/cancel")
-    assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
-    assert answer.json()["reason"] == "cancelled_by_user"
-
-
-def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(service_on_each: Service) -> None:
-    claim = service_on_each.run()
-    first = service_on_each.http.post(f"{JOBS}/{claim.job_id}/cancel")
-    assert (first.status_code, first.json()["status"]) == (202, "cancelling")
-    again = service_on_each.http.post(f"{JOBS}/{claim.job_id}/cancel")
-    assert (again.status_code, again.json()) == (202, first.json())
-
-
-@pytest.mark.parametrize("ending", ["succeeded", "cancelled"])
-def test_a_job_that_has_ended_cannot_be_cancelled(service: Service, ending: str) -> None:
-    job_id = service.succeed().job_id if ending == "succeeded" else a_queued_job(service.engine)
-    if ending == "cancelled":
-        service.http.post(f"{JOBS}/{job_id}/cancel")
-    problem = problem_in(service.http.post(f"{JOBS}/{job_id}/cancel"), 409, "not_cancellable")
-    assert problem["job_status"] == ending and ending in problem["detail"]
-
-
-def test_cancelling_an_unknown_job_is_not_found(service: Service) -> None:
-    problem_in(service.http.post(f"{JOBS}/nothere/cancel"), 404, "job_not_found")

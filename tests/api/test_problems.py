@@ -22,10 +22,14 @@ EVERY = [
     ("POST", "/api/v1/jobs"),
     ("POST", "/api/v1/jobs/validate"),
     ("GET", "/api/v1/jobs/x"),
-    ("POST", "/api/v1/jobs/x/cancel"),
+    ("PATCH", "/api/v1/jobs/x"),
+    *(("POST", f"/api/v1/jobs/x/{ask}") for ask in ("cancel", "pause", "resume", "stop", "retry", "clone")),
     ("GET", "/api/v1/jobs/x/events"),
     ("GET", "/api/v1/jobs/x/logs"),
     ("GET", "/api/v1/jobs/x/metrics"),
+    ("GET", "/api/v1/workers"),
+    ("POST", "/api/v1/workers/x/drain"),
+    ("POST", "/api/v1/workers/x/undrain"),
     ("GET", "/api/v1/catalog"),
     ("GET", "/api/v1/models"),
     ("GET", "/api/v1/models/x"),
@@ -52,7 +56,7 @@ def test_a_method_that_a_path_lacks_is_a_problem_with_those_it_has(steady: Servi
         ("limit=201", "query:limit"),
         ("limit=many", "query:limit"),
         ("status=canceled", "query:status"),
-        ("kind=evaluate", "query:kind"),
+        ("kind=evaluation", "query:kind"),
         ("label=team", "query:label"),
         ("label=team:%00", "query:label"),
         ("name=%00", "query:name"),
@@ -69,8 +73,10 @@ def test_a_wrong_parameter_is_named(service_on_each: Service, query: str, field:
 def test_an_unknown_job_is_not_found_whatever_its_id(service_on_each: Service, job_id: str) -> None:
     for path in ("", "/events", "/logs", "/metrics"):
         assert service_on_each.http.get(f"{JOBS}/{job_id}{path}").status_code == 404
-    cancel = service_on_each.http.post(f"{JOBS}/{job_id}/cancel")
-    assert cancel.status_code == 404 and cancel.headers["content-type"] == errors.PROBLEM_TYPE
+    for ask in ("cancel", "pause", "resume", "stop", "retry", "clone"):
+        answer = service_on_each.http.post(f"{JOBS}/{job_id}/{ask}")
+        assert answer.status_code == 404 and answer.headers["content-type"] == errors.PROBLEM_TYPE
+    assert service_on_each.http.patch(f"{JOBS}/{job_id}", json={"priority": 1}).status_code == 404
 
 
 def test_a_database_that_is_away_is_a_503_with_a_time_to_come_again(tmp_path: Path, small_camvid: Path) -> None:
@@ -81,7 +87,7 @@ def test_a_database_that_is_away_is_a_503_with_a_time_to_come_again(tmp_path: Pa
         for method, path in EVERY:
             if path.endswith(("/catalog", "/jobs/validate")) or (method, path) == ("POST", JOBS):
                 continue
-            answer = http.request(method, path)
+            answer = http.request(method, path, json={})
             assert answer.status_code == 503, path
             assert answer.headers["retry-after"] == "5"
             assert "nobody" not in answer.text and str(tmp_path) not in answer.text

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ class Wire:
                 waiting = wire.answers[path]
                 (waiting.pop(0) if len(waiting) > 1 else waiting[0])(self)
 
-            do_GET = do_POST = _answer
+            do_GET = do_POST = do_PATCH = _answer
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -78,6 +79,14 @@ def sends(body: bytes, status: int = 200, promised: int | None = None, **headers
 def breaks(request: BaseHTTPRequestHandler) -> None:
     """The connection ends without an answer."""
     request.close_connection = True
+
+
+@pytest.fixture(autouse=True)
+def client_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The client's own files lie in the test's folder."""
+    home = tmp_path / "home" / "dsd"
+    monkeypatch.setenv("DSD_HOME", str(home))
+    return home
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from client.http import Client
 from client.save import NoSuchFile, inside
 from tests.client import scenes
 from tests.client.conftest import Wire, says, sends
+from tests.core.small import save_teacher
 
 JOB = {
     "id": "job_1", "name": "espnet", "kind": "distill", "status": "succeeded", "reason": "finished", "attempt": 1,
@@ -179,6 +180,122 @@ def test_the_client_imports_neither_torch_nor_a_server() -> None:
     assert ended.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "method", "path", "body"),
+    [
+        ("pause job_1", "POST", "/jobs/job_1/pause", None),
+        ("resume job_1", "POST", "/jobs/job_1/resume", None),
+        ("stop job_1", "POST", "/jobs/job_1/stop", None),
+        ("priority job_1 -5", "PATCH", "/jobs/job_1", {"priority": -5}),
+        ("label job_1 team=a=b old-", "PATCH", "/jobs/job_1", {"labels": {"team": "a=b", "old": None}}),
+        ("retry job_1", "POST", "/jobs/job_1/retry", None),
+        ("clone job_1", "POST", "/jobs/job_1/clone", {}),
+        ("worker drain one@here", "POST", "/workers/one%40here/drain", None),
+        ("worker drain one@here --release", "POST", "/workers/one%40here/drain?release=true", None),
+        ("worker undrain one@here", "POST", "/workers/one%40here/undrain", None),
+    ],
+)
+def test_what_is_asked_of_jobs_and_workers_reaches_the_service(
+    service: Wire, command: str, method: str, path: str, body: Any
+) -> None:
+    answer = WORKER if command.startswith("worker") else JOB | {"status": "queued", "waiting_for": "paused"}
+    service.on(f"/api/v1{path.partition('?')[0]}", says(answer, 202))
+    told = dsd(service, *command.split())
+    assert told.exit_code == 0, told.stderr
+    assert answer["name"] in told.stdout
+    assert service.requests[-1][:2] == (method, f"/api/v1{path}")
+    assert json.loads(service.requests[-1][3] or "null") == body
+    assert json.loads(dsd(service, *command.split(), "--json").stdout) == answer
+
+
+def test_a_clone_sends_only_what_changes(service: Wire) -> None:
+    spec = {
+        "train": {"epochs": 40, "batch": 8, "ema": 0.9},
+        "losses": [{"loss": "ce", "weight": 1.0}, {"loss": "psd", "weight": 2.0}],
+        "dataset": {"name": "camvid", "root": "/data"},
+    }
+    service.on("/api/v1/jobs/job_1", says(JOB | {"spec": spec}))
+    service.on("/api/v1/jobs/job_1/clone", says(JOB, 202))
+    changes = ("train.epochs=3", "train.ema=null", "losses.1.weight=5", "dataset.root=CamVid", "train.batch=8")
+    arguments = [part for change in changes for part in ("--set", change)]
+    assert dsd(service, "clone", "job_1", *arguments).exit_code == 0
+    assert json.loads(service.requests[-1][3]) == {
+        "train": {"epochs": 3, "ema": None},
+        "losses": [{"loss": "ce", "weight": 1.0}, {"loss": "psd", "weight": 5}],
+        "dataset": {"root": str(Path.cwd() / "CamVid")},
+    }
+    assert service.requests[-1][2]["idempotency-key"]
+
+
+def test_a_label_that_is_none_is_refused_before_the_service_is_asked(service: Wire) -> None:
+    for text in ("team", "=maps", "-"):
+        refused = dsd(service, "label", "job_1", text)
+        assert refused.exit_code == 1 and "KEY=VALUE" in str(getattr(refused.exception, "hint", ""))
+    assert not service.requests
+
+
+WAITING = JOB | {
+    "status": "queued", "reason": None, "result": None, "waiting_for": "needs", "queue_position": None,
+    "needs": [{"id": "job_0", "status": "running"}], "request": None, "priority": 5, "group": "maps",
+    "labels": {"team": "a"}, "retry_of": "job_9", "cloned_from": None, "not_before": None,
+    "estimated_start_at": "2126-01-01T00:00:00.000Z", "estimated_finish_at": "2126-01-02T00:00:00.000Z",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, "needs job_0 (running)"),
+        ({"waiting_for": "worker"}, "no worker that is there has what it asks for"),
+        ({"waiting_for": "broker"}, "the broker does not answer"),
+        ({"waiting_for": "slot", "queue_position": 3}, "place 3 in the queue"),
+        ({"waiting_for": "back_off", "not_before": "2026-01-02T03:04:05.678Z"}, "next try after 2026-01-02"),
+        ({"status": "running", "waiting_for": None, "request": "stop"}, "asked to stop"),
+    ],
+)
+def test_people_see_what_a_job_waits_for(service: Wire, state: dict[str, Any], said: str) -> None:
+    service.on("/api/v1/jobs", says({"data": [WAITING | state], "has_more": False, "next_cursor": None}))
+    assert said in " ".join(dsd(service, "jobs", "--group", "maps").stdout.split())
+    assert "group=maps" in service.requests[-1][1]
+
+
+def test_people_see_everything_about_a_job_that_waits(service: Wire) -> None:
+    service.on("/api/v1/jobs/job_1", says(WAITING))
+    shown = " ".join(dsd(service, "show", "job_1").stdout.split())
+    for words in (
+        "needs job_0 running",
+        "starts in",
+        "ends in",
+        "priority 5",
+        "group maps",
+        "team=a",
+        "retry of job_9",
+    ):
+        assert words in shown
+
+
+WORKER = {
+    "name": "one@here", "live": True, "host": "here", "device": "cuda", "devices": ["0", "1"], "memory_gib": 79.6,
+    "labels": {"gpu": "h100"}, "job_id": "job_1", "drain": None, "started_at": scenes.AT, "heartbeat_at": scenes.AT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({}, "busy"),
+        ({"job_id": None}, "idle"),
+        ({"drain": "now"}, "draining"),
+        ({"drain": "after_job", "job_id": None}, "drained"),
+        ({"live": False}, "away"),
+    ],
+)
+def test_people_see_what_a_worker_has_and_does(service: Wire, state: dict[str, Any], said: str) -> None:
+    service.on("/api/v1/workers", says({"data": [WORKER | state]}))
+    shown = dsd(service, "worker", "list").stdout
+    assert all(words in shown for words in ("one@here", "cuda 0 1", "80 GiB", "gpu=h100", said))
+
+
 TINY = """
 kind: train
 name: tiny
@@ -215,6 +332,17 @@ def test_ctrl_c_saves_a_run_here_and_the_same_command_goes_on_to_the_table(tmp_p
     assert again.returncode == 0, again.stderr
     assert "continues" in again.stdout and "parameters" in again.stdout
     assert (tmp_path / "run" / "student" / "model.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_student_is_scored_here_by_a_file_in_place_of_the_job_files_reference(tmp_path: Path) -> None:
+    text = "kind: evaluate\nname: a\ndataset: {name: streets, size: [32, 48]}\nstudent: {model: a}\n"
+    (tmp_path / "job.yaml").write_text(text)
+    ended = process(
+        "run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run"), "--student", str(save_teacher(tmp_path))
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "mIoU" in ended.stdout and "parameters" in ended.stdout and "Student   " not in ended.stdout
 
 
 def test_ready_is_false_where_nothing_listens() -> None:

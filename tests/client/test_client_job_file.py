@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from client import job_file
+from client.pipeline import stand_alone
 from dsd_core.errors import SpecError
 from dsd_core.spec import parse_spec
 
@@ -14,8 +15,8 @@ EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_example_is_a_whole_job(path: Path) -> None:
-    assert parse_spec(job_file.read(path)).name
+def test_every_example_is_one_or_more_whole_jobs(path: Path) -> None:
+    assert all(parse_spec(job).name for job in stand_alone(job_file.read_all(path)))
 
 
 def test_overrides_reach_nested_fields_lists_and_fields_that_are_not_there_yet(tmp_path: Path) -> None:

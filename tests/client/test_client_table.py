@@ -90,6 +90,14 @@ def test_a_job_with_a_baseline_is_two_rows_with_the_gain_between_them(tmp_path: 
     assert dsd.params == 364_000 and dsd.flops == 1_200_000_000 and dsd.student == "espnet"
 
 
+def test_a_job_that_trained_nothing_is_passed_over_and_named(tmp_path: Path) -> None:
+    save_job(tmp_path / "plain", {0: 0.50}, **PLAIN)
+    save_job(tmp_path / "scored", {0: 0.9}, kind="evaluate", student={"model": "plain/1"}, seeds=[])
+    comparisons, notes = compare([tmp_path])
+    assert [row.miou_mean for comparison in comparisons for row in comparison.rows] == [0.50]
+    assert [note.message for note in notes] == ["A job of kind evaluate has trained nothing to compare."]
+
+
 def test_jobs_that_differ_in_the_seed_alone_are_one_row(tmp_path: Path) -> None:
     for seed, miou in ((0, 0.5), (1, 0.6), (4, 0.7)):
         train = {"seed": seed, "threads": seed + 1, "log_every": 5 + seed}

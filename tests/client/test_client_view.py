@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from client.errors import ServiceAway
 from client.report import result_table
 from client.text import amount, duration, number, size
 from client.view import JobView
+from client.waiting import told
 from tests.client import scenes
 
 
@@ -103,6 +107,20 @@ def test_a_student_without_teacher_has_no_gain() -> None:
     assert "Gain" not in text and "teacher" not in text and "0.5500" in text
 
 
+def test_a_student_that_was_only_scored_has_its_figures_and_no_files() -> None:
+    alone = {"teacher": None, "teacher_cost": None, "baseline": None, "gain": None}
+    text = table(scenes.result(files=[], onnx_max_error=None, **alone))
+    assert "0.5500" in text and "364 k" in text and "Files" not in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_job_that_trains_nothing_is_told_without_steps(terminal: bool) -> None:
+    started, evaluated = scenes.run()[0] | {"total_steps": 0}, scenes.run()[-2] | {"step": 0, "total_step": 0}
+    text = seen([started, evaluated, scenes.run()[-1]], terminal=terminal)
+    assert "starts on cpu" in text and "0.5500" in text and "60 images" in text
+    assert "step" not in text and ("prepare" in text) == terminal
+
+
 def test_several_seeds_are_shown_with_mean_and_spread() -> None:
     text = table(scenes.result_of_seeds())
     for figure in ("mIoU of 2 seeds", "0.5600 ± 0.0141", "0.5250 ± 0.0071", "+0.0350 ± 0.0072 mIoU", "mean of 2 seeds"):
@@ -143,3 +161,44 @@ def test_a_further_seed_is_named_where_its_training_and_scores_are_shown(termina
 )  # fmt: skip
 def test_numbers_are_short(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"request": "pause"}, "asked    to pause"),
+        ({"request": "resume"}, "asked    to go on"),
+        ({"request": "stop"}, "asked    to stop and keep the best"),
+        ({"request": "priority", "priority": 5}, "asked    for priority 5"),
+        ({"request": "labels", "labels": {"team": "maps"}}, "asked    for the labels team=maps"),
+        ({"request": "something new"}, "asked    to something new"),
+    ],
+)
+def test_what_people_ask_of_a_job_is_told(data: dict[str, Any], said: str) -> None:
+    for terminal in (False, True):
+        assert said in seen([{"type": "request", "seq": 2, "at": scenes.AT, "data": data}], terminal=terminal)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_watcher_hears_what_a_queued_job_waits_for_until_it_runs(terminal: bool) -> None:
+    """Each look finds the job elsewhere; the events come when the looks have been taken."""
+    answers = [{"waiting_for": what, "queue_position": 2} for what in ("paused", "worker", "worker", "slot")]
+    looked, out = Event(), io.StringIO()
+
+    def look() -> dict[str, Any]:
+        if len(answers) == 1:
+            looked.set()
+            raise ServiceAway("http://here")
+        return answers.pop(0)
+
+    def events() -> Iterator[dict[str, Any]]:
+        assert looked.wait(30)
+        yield {"type": "status", "seq": 1, "at": scenes.AT, "data": {"to": "running", "worker": "one", "attempt": 1}}
+
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None, legacy_windows=False)
+    with JobView(console, "espnet  job_1") as view, told(view, look, every_s=0.001):
+        view.follow(events())
+    text = out.getvalue()
+    assert text.index("paused") < text.index("no worker that is there") < text.index("running")
+    assert terminal or text.count("no worker that is there") == 1
+    assert "place 2" not in text

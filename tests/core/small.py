@@ -15,6 +15,11 @@ from dsd_core.network_spec import network_spec
 from dsd_core.spec import JobSpec, parse_spec
 
 TINY = {"name": "espnet", "options": {"p": 1, "q": 1}}
+WITHOUT_BATCH_NORM = {
+    "name": "fpn",
+    "encoder": "tu-test_convnext",
+    "options": {"decoder_dropout": 0.0, "decoder_pyramid_channels": 32, "decoder_segmentation_channels": 32},
+}
 CLASSES = open_dataset("streets", None, "val").classes
 
 

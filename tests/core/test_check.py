@@ -201,6 +201,46 @@ def test_a_pickle_is_called_one_before_anything_else_is_asked_of_it(camvid_folde
     assert caught.value.field == "/teacher/weights"
 
 
+def trained_job(root: Path, **changes: Any) -> Any:
+    student = {"weights": str(weights_file(root.parent))}
+    spec = {"kind": "evaluate", "name": "score", "dataset": {"name": "camvid", "root": str(root)}, "student": student}
+    return parse_spec(spec | changes)
+
+
+def test_a_trained_student_is_checked_by_its_file_and_the_validation_split_alone(camvid_folder):
+    shutil.rmtree(camvid_folder / "train")
+    checked = check(trained_job(camvid_folder))
+    assert (checked.estimates["val_images"], checked.estimates["steps"], checked.estimates["views"]) == (3, 0, 0)
+    assert any("The student is espnet" in finding.message for finding in checked.findings)
+    assert len(checked.classes) == 11
+
+
+@pytest.mark.parametrize(
+    ("student", "error", "field", "says"),
+    [
+        ({"weights": "/nowhere.safetensors"}, WeightsError, "/student/weights", "There is no weights file"),
+        ({"job": "b2", "network": "fpn:resnet19"}, SpecError, "/student/network/encoder", "resnet19"),
+    ],
+)
+def test_a_trained_student_that_cannot_be_used_names_its_field(camvid_folder, student, error, field, says):
+    found = refused(error, trained_job(camvid_folder, student=student))
+    assert found.field == field and says in found.message
+
+
+def test_a_trained_student_of_other_classes_is_refused(camvid_folder, tmp_path):
+    student = {"weights": str(weights_file(tmp_path / "CamVid", outputs=5))}
+    assert refused(SpecError, trained_job(camvid_folder, student=student)).field == "/student/weights"
+
+
+def test_nothing_is_scored_on_images_without_labels(tmp_path):
+    root = layouts.folder(tmp_path, val=["a"])
+    shutil.rmtree(root / "masks")
+    data = {"name": "folder", "root": str(root)}
+    error = refused(DataError, trained_job(root, dataset=data, student={"job": "b2"}))
+    assert error.field == "/dataset" and "kind: export" in str(error.hint)
+    assert check(trained_job(root, kind="export", dataset=data, student={"job": "b2"})).classes
+
+
 @pytest.mark.parametrize("field", ["weights", "onnx"])
 def test_a_name_that_no_file_can_have_is_refused_at_its_own_field(field: str) -> None:
     spec = parse_spec(

@@ -17,10 +17,12 @@ from PIL import Image
 
 from dsd_core.errors import SpecError
 from dsd_core.events import parse, read_lines
-from dsd_core.spec import JobSpec
+from dsd_core.spec import JobSpec, parse_spec
 from tests.builders import tiny_camvid
 from tests.core import layouts
 from tests.core.small import save_teacher, small_spec
+
+SMALL = {"name": "streets", "size": [32, 48]}
 
 
 def dsd_core(*arguments: object) -> list[str]:
@@ -48,12 +50,13 @@ def wait_for(out: Path, process: subprocess.Popen, kind: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.fault("F3")
 def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothing_had_happened(tmp_path):
     job = write(small_spec(None, train__epochs=6, train__checkpoint_every_s=0.0), tmp_path)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run("run", job, "--out", whole).returncode == 0
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = subprocess.Popen(dsd_core("run", job, "--out", broken))
+    for fence, number in enumerate((signal.SIGKILL, signal.SIGTERM), start=1):
+        process = subprocess.Popen(dsd_core("run", job, "--out", broken, "--fence", fence))
         before = len([event for event in events_of(broken) if event.type == "checkpoint"])
         deadline = time.monotonic() + 120
         while len([event for event in events_of(broken) if event.type == "checkpoint"]) < before + 3:
@@ -63,11 +66,22 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
         code = process.wait(60)
         assert code == (75 if number == signal.SIGTERM else -9)
     assert not (broken / "student").exists()
-    assert run("run", job, "--out", broken).returncode == 0
+    assert run("run", job, "--out", broken, "--fence", 3).returncode == 0
     resumed = [event.resumed_from for event in events_of(broken) if event.type == "started"]
     assert len(resumed) == 3 and resumed[0] is None and 0 < resumed[1] < resumed[2]
     files = [(folder / "student" / "model.safetensors").read_bytes() for folder in (whole, broken)]
     assert files[0] == files[1]
+    written = [event.path for event in events_of(broken) if event.type == "checkpoint"]
+    assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
+
+
+def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):
+    job = write(parse_spec({"kind": "evaluate", "name": "x", "dataset": SMALL, "student": {"job": "b2"}}), tmp_path)
+    student = save_teacher(tmp_path)
+    assert run("run", job, "--out", tmp_path / "out", "--student", student).returncode == 0
+    started, evaluated, finished = events_of(tmp_path / "out")
+    assert (started.total_steps, evaluated.type, finished.result.files) == (0, "evaluated", [])
+    assert finished.result.student.miou == evaluated.miou
 
 
 def test_bad_data_exits_65_with_a_failed_event_that_names_the_file(tmp_path):
@@ -86,6 +100,13 @@ def test_bad_data_exits_65_with_a_failed_event_that_names_the_file(tmp_path):
     assert done.returncode == 65 and "val_001.png" in done.stderr and "Traceback" not in done.stderr
     failed = events_of(tmp_path / "out")[-1]
     assert failed.type == "failed" and failed.code == "invalid_data" and "val_001.png" in failed.message
+
+
+@pytest.mark.fault("F33")
+def test_a_run_folder_that_cannot_be_written_exits_74_and_names_it(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("run", write(small_spec(None), tmp_path), "--out", tmp_path / "file" / "out")
+    assert done.returncode == 74 and str(tmp_path / "file" / "out") in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_wrong_job_file_exits_78_and_names_every_field(tmp_path):
@@ -196,3 +217,21 @@ def test_convert_turns_a_checkpoint_into_safetensors_and_says_what_it_wrote(tmp_
     (tmp_path / "w.pt").write_bytes(b"\x80\x04.")
     again = run("convert", tmp_path / "w.pt", tmp_path / "again.safetensors")
     assert again.returncode == 66 and "w.pt cannot be converted" in again.stderr and "Traceback" not in again.stderr
+
+
+@pytest.mark.fault("F6")
+def test_a_run_tells_its_stacks_on_sigusr1_and_ends_with_its_best_student_on_sigusr2(tmp_path):
+    root = tiny_camvid(tmp_path / "CamVid")
+    spec = small_spec(None, dataset={"name": "camvid", "root": str(root)}, train__batch=2, train__epochs=100_000)
+    out = tmp_path / "out"
+    program = dsd_core("run", write(spec, tmp_path), "--out", out, "--fence", "7")
+    process = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
+    wait_for(out, process, "evaluated")
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR2)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0 and (out / "exit_code").read_text() == "0\n"
+    assert "most recent call first" in told and "train_leg" in told
+    finished = events_of(out)[-1]
+    assert finished.type == "finished" and finished.result.stopped_early and finished.result.stopped_step < 300_000
+    assert (out / "student" / "model.onnx").exists()

@@ -39,6 +39,7 @@ def test_a_trained_student_is_scored_and_exported_from_any_one_source(kind: str,
         ({"losses": "cwd"}, "does not read losses"),
         ({"train": {"epochs": 3}, "seeds": [1]}, r"does not read seeds, train \(but for train.threads\)"),
         ({"student": {"job": "s1", "taps": ["layer1"]}}, r"does not read student\.taps"),
+        ({"export": {"precision": "float16"}}, "does not read export"),
         ({"resources": {"processes": 2}}, r"does not read resources\.processes"),
     ],
 )
@@ -114,10 +115,11 @@ def test_a_webhook_is_any_web_address(address: str) -> None:
         {"priority": 5, "group": "b", "needs": ["b2"]},
         {"labels": {"team": "b"}, "max_runtime_s": 5},
         {"webhook": "https://example.org/hook"},
+        {"export": {"precision": "float16"}},
         {"resources": {"device": "cpu", "memory_gib": 2, "labels": {"zone": "b"}}},
     ],
 )
-def test_how_a_job_is_found_queued_and_placed_leaves_its_training_the_same(change: dict[str, Any]) -> None:
+def test_how_a_job_is_found_queued_placed_and_written_leaves_its_training_the_same(change: dict[str, Any]) -> None:
     before, after = parse_spec(TRAIN), parse_spec(TRAIN | change)
     assert after.training_digest() == before.training_digest()
     assert after.digest() != before.digest()

@@ -1,4 +1,4 @@
-"""What distillation leaves alone, a teacher with dropout and batch norm, and what it reaches in several processes."""
+"""What distillation leaves alone, a teacher with dropout and batch norm, and what several processes come to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dsd_core.data import open_dataset
-from dsd_core.data.loader import Batch, train_batches
+from dsd_core.data.loader import train_batches
 from dsd_core.learner import build_learner
 from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
 from dsd_core.network_spec import network_spec
 from dsd_core.teacher import load_teacher
-from tests.core.distilling_rank import batch_of, outcome, task_of
+from tests.core.distilling_rank import outcome, share_of, task_of
 from tests.core.small import CLASSES, save_teacher, small_spec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -64,7 +64,7 @@ def test_dropout_and_batch_norm_of_the_teacher_rest_before_during_and_after_trai
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in frozen.named_buffers())
 
 
-def test_two_processes_share_the_gradients_of_all_that_is_learned(tmp_path: Path) -> None:
+def test_two_processes_come_to_the_terms_and_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     teacher = save_teacher(tmp_path)
     outs = [tmp_path / f"rank-{rank}.safetensors" for rank in range(2)]
     program = [sys.executable, "-m", "tests.core.distilling_rank"]
@@ -72,20 +72,13 @@ def test_two_processes_share_the_gradients_of_all_that_is_learned(tmp_path: Path
     ranks = [subprocess.Popen([*program, str(rank), "2", *shared, str(out)], cwd=ROOT) for rank, out in enumerate(outs)]
     assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
 
-    alone = [_alone(teacher, batch_of(teacher, rank)) for rank in range(2)]
-    together = [load_file(out) for out in outs]
-    for own, wrapped in zip(alone, together, strict=True):
-        assert set(own) == set(wrapped)
-        for name in own:
-            expected = own[name] if "gradient" not in name else (alone[0][name] + alone[1][name]) / 2
-            assert torch.allclose(wrapped[name], expected, rtol=1e-3, atol=1e-5), name
-
-
-def _alone(teacher: Path, batch: Batch) -> dict[str, Tensor]:
-    """What one process comes to by itself; every learned parameter gets a gradient, projections among them."""
-    task = task_of(teacher)
-    found = outcome(task, task, batch)
+    task, batch = task_of(teacher), share_of(teacher, 0, 1)
+    shares = [share_of(teacher, rank, 2).valid_NHW.float().mean().item() for rank in range(2)]
+    assert abs(shares[0] - shares[1]) > 0.01, "one process has more void than the other"
+    alone = outcome(task, batch)
     assert len(list(task.projections.parameters())) >= 2
-    assert sum(name.startswith("gradient") for name in found) == len(task.learned())
-    task.close()
-    return found
+    assert sum(name.startswith("gradient") for name in alone) == len(task.learned())
+    for together in map(load_file, outs):
+        assert set(together) == set(alone)
+        for name, expected in alone.items():
+            assert torch.allclose(together[name], expected, rtol=1e-3, atol=1e-5), name

@@ -47,6 +47,8 @@ def test_a_paused_job_is_not_claimed_until_it_is_resumed(engine: Engine) -> None
     ask(engine, store.request_pause, job_id)
     ask(engine, store.request_pause, job_id)
     assert claim_next(engine) is None and outbox(engine) == []
+    with db.begin(engine) as s:
+        assert store.claim(s, job_id, 1, "worker-1", LEASE_S) is None
     ask(engine, store.request_resume, job_id)
     assert len(outbox(engine)) == 1
     assert claimed(engine, job_id).attempt == 1
@@ -152,7 +154,7 @@ def test_a_retry_is_a_new_job_that_knows_where_to_go_on(engine: Engine) -> None:
 def test_new_labels_are_found_and_old_ones_are_not(engine: Engine) -> None:
     job_id = a_queued_job(engine, labels={"team": "roads", "run": "1"})
     with db.begin(engine) as s:
-        store.set_labels(s, job_id, {"team": "rails"})
+        store.set_labels(s, job_id, {"team": "rails", "run": None})
     with db.reading(engine) as s:
         found = {pair: [row.id for row in store.list_page(s, limit=9, label=pair)[0]] for pair in LABELS}
     assert found == {("team", "rails"): [job_id], ("team", "roads"): [], ("run", "1"): []}

@@ -40,11 +40,11 @@ PNG = bytes.fromhex(
 )
 
 
-def main(spec_file: Path, out: Path, teacher: str | None) -> int:
+def main(spec_file: Path, out: Path, weights: str | None) -> int:
     spec = json.loads(spec_file.read_text())
     tries = out / "tries.txt"
     with open(tries, "a") as file:
-        file.write(f"{os.getpid()} {teacher}\n")
+        file.write(f"{os.getpid()} {weights}\n")
     attempt = len(tries.read_text().splitlines())
     emit = EventFile(out / "events.jsonl")
     emit(Started(spec_digest="d" * 64, code_version="1", device="cpu", torch="0", threads=1, total_steps=10))
@@ -172,5 +172,6 @@ def result(out: Path, beats_floor: bool) -> Result:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    given = arguments[arguments.index("--teacher") + 1] if "--teacher" in arguments else None
+    flag = next((flag for flag in ("--teacher", "--student") if flag in arguments), None)
+    given = arguments[arguments.index(flag) + 1] if flag else None
     sys.exit(main(Path(arguments[0]), Path(arguments[arguments.index("--out") + 1]), given))

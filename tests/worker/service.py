@@ -14,7 +14,7 @@ import psutil
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from dsd_core.spec import parse_spec
+from dsd_core.spec import JobSpec, parse_spec
 from jobs import db, store
 from jobs.resources import Offer
 from jobs.settings import Settings
@@ -43,6 +43,17 @@ def runs(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+def scripted(script: str) -> dict[str, Any]:
+    """The spec of a job that follows a script."""
+    return {
+        "kind": "train",
+        "name": "scripted",
+        "dataset": {"name": "streets"},
+        "student": {"network": "espnet"},
+        "labels": {"script": script},
+    }
+
+
 @dataclass
 class Service:
     """The parts of a service that a worker needs, and short ways to ask about them."""
@@ -52,16 +63,11 @@ class Service:
     command: Sequence[str] = SCRIPTED
 
     def submit(self, script: str, *, max_attempts: int = 3, **fields: Any) -> str:
-        data = {
-            "kind": "train",
-            "name": "scripted",
-            "dataset": {"name": "streets"},
-            "student": {"network": "espnet"},
-            "labels": {"script": script},
-            **fields,
-        }
+        return self.queue(parse_spec(scripted(script) | fields), max_attempts)
+
+    def queue(self, spec: JobSpec, max_attempts: int = 3) -> str:
         with db.begin(self.engine) as s:
-            return store.submit(s, parse_spec(data), max_attempts=max_attempts)[0].id
+            return store.submit(s, spec, max_attempts=max_attempts)[0].id
 
     def row(self, job_id: str) -> JobRow:
         with db.reading(self.engine) as s:

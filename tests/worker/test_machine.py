@@ -44,6 +44,8 @@ def test_a_gpu_that_is_not_there_is_named(found: dict[str, float], hint: str) ->
         (["0", "1", "2"], 2, ["0", "1,2"]),
         (["0"], 3, ["0", "cpu", "cpu"]),
         ([], 2, ["cpu", "cpu"]),
+        (["0"], 0, []),
+        ([], 0, []),
     ],
 )
 def test_no_two_workers_share_a_gpu(devices: list[str], workers: int, expected: list[str]) -> None:

@@ -204,29 +204,6 @@ def test_a_database_that_goes_away_does_not_disturb_the_training(service: Servic
     assert len(service.pids(job)) == 2
 
 
-def test_a_registered_teacher_is_handed_over_as_its_file(service: Service) -> None:
-    teacher = service.submit("finish")
-    service.run(teacher)
-    weights = service.folder(teacher) / "student" / "model.safetensors"
-    weights.parent.mkdir()
-    weights.touch()
-    with db.begin(service.engine) as s:
-        store.add_model_version(s, name="teacher", version=1, job_id=teacher, files=[], tags={})
-        store.set_aliases(s, "teacher", {"latest-good": 1})
-    job = service.submit("finish", kind="distill", teacher={"model": "teacher"})
-    assert service.run(job) == Reason.FINISHED
-    assert (service.folder(job) / "tries.txt").read_text().split()[1] == str(weights)
-
-
-def test_a_teacher_that_is_gone_fails_the_job_before_anything_starts(service: Service) -> None:
-    job = service.submit("finish", kind="distill", teacher={"model": "nobody@best"})
-    assert service.run(job) == Reason.INVALID_WEIGHTS
-    row = service.row(job)
-    assert row.status == Status.FAILED
-    assert row.error is not None and row.error["field"] == "/teacher/model" and "nobody@best" in row.error["message"]
-    assert service.pids(job) == []
-
-
 def test_a_storage_that_cannot_be_written_is_named(service: Service) -> None:
     job = service.submit("finish", max_attempts=1)
     service.settings.storage_dir.write_text("a file where the folder should be")

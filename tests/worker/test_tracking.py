@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -33,8 +34,8 @@ def tracker(service: Service, mlflow_server: MlflowServer) -> Iterator[Tracker]:
     tracker.close()
 
 
-def finished(service: Service, name: str, script: str = "steps=3 finish") -> str:
-    job = service.submit(script, name=name)
+def finished(service: Service, name: str, script: str = "steps=3 finish", **fields: Any) -> str:
+    job = service.submit(script, name=name, **fields)
     write_student(service.folder(job) / "student")
     service.run(job)
     return job
@@ -98,6 +99,26 @@ def test_a_finished_job_is_one_run_and_one_model_that_predicts_masks(
             student.predict(None, wrong)
 
 
+def test_a_job_that_only_scores_is_a_run_and_registers_nothing(service: Service, tracker: Tracker) -> None:
+    scored = service.submit("steps=1 finish", kind="evaluate", name="scored", student={"weights": "/s.safetensors"})
+    service.run(scored)
+    assert tracker.round(NEVER)
+    row = service.row(scored)
+    assert (row.tracking, row.tracking_error, row.model_version) == ("synced", None, None)
+    assert tracker.client.get_run(row.mlflow_run_id).data.metrics["student/miou"] == 0.5
+    assert tracker.client.search_registered_models("name = 'scored'") == []
+
+
+def test_a_student_that_is_exported_again_becomes_a_further_version_of_its_name(
+    service: Service, tracker: Tracker
+) -> None:
+    finished(service, "twice")
+    tracker.round(NEVER)
+    again = finished(service, "twice", kind="export", student={"model": "twice/1"})
+    tracker.round(NEVER)
+    assert (service.row(again).status, service.row(again).model_version) == (Status.SUCCEEDED, 2)
+
+
 def test_a_running_job_is_seen_live(service: Service, tracker: Tracker, in_background: Callable[..., object]) -> None:
     job = service.submit("steps=2 hang", name="live")
     in_background(job)
@@ -107,6 +128,24 @@ def test_a_running_job_is_seen_live(service: Service, tracker: Tracker, in_backg
     assert run.info.status == "RUNNING"
     assert run.data.metrics["student/loss/loss"] == 0.5
     assert "notes.txt" in artifacts(tracker, run.info.run_id)
+
+
+def test_what_people_ask_of_a_job_is_noted_and_its_labels_follow(
+    service: Service, tracker: Tracker, tmp_path: Path, in_background: Callable[..., object]
+) -> None:
+    job = service.submit("hang", name="asked", labels={"script": "hang", "team": "maps"})
+    in_background(job)
+    until(lambda: service.has_noted(job, "hanging"))
+    tracker.round(NEVER)
+    with db.begin(service.engine) as s:
+        store.set_labels(s, job, {"team": None, "run": "2"})
+        store.set_priority(s, job, 5)
+    tracker.round(NEVER)
+    run = tracker.client.get_run(service.row(job).mlflow_run_id)
+    labels = {tag: value for tag, value in run.data.tags.items() if tag.startswith("label.")}
+    assert labels == {"label.script": "hang", "label.run": "2"}
+    notes = Path(tracker.client.download_artifacts(run.info.run_id, "notes.txt", str(tmp_path))).read_text()
+    assert "info: hanging" in notes and "asked: priority 5\n" in notes and "asked: labels {" in notes
 
 
 @pytest.mark.parametrize(("script", "status"), [("diverge", "FAILED"), ("hang", "KILLED")])

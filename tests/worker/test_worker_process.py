@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,64 +17,17 @@ import pytest
 
 from jobs import queue
 from jobs.status import Drain, Reason, Status
+from tests.servers import ROOT
+from tests.worker.fleet import QUICK, Fleet
 from tests.worker.service import OFFER, Service, runs, until
 from worker.ears import heard_by
-
-ROOT = Path(__file__).resolve().parents[2]
-
-QUICK = {"LEASE_S": 3, "HEARTBEAT_S": 0.3, "TICK_S": 0.3, "GRACE_S": 5, "REDISPATCH_S": 2, "BACKOFF_S": 0}
-
-
-class Fleet:
-    """Starts workers and controllers for one service; all end with the test."""
-
-    def __init__(self, service: Service, broker_url: str, logs: Path) -> None:
-        self.service = service
-        self.broker_url = broker_url
-        self.app = queue.make_app(broker_url)
-        self.logs = logs
-        self.processes: list[subprocess.Popen[bytes]] = []
-
-    def worker(self, name: str, **settings: object) -> subprocess.Popen[bytes]:
-        command = ["celery", "-A", "tests.worker.scripted_tasks", "worker", "-P", "prefork", "-c", "1", "-n", name]
-        options = ["--without-gossip", "--without-mingle", "-O", "fair", "-l", "info"]
-        return self._start(name, [*command, *options], **settings)
-
-    def controller(self) -> subprocess.Popen[bytes]:
-        return self._start("controller", ["worker.controller"])
-
-    def log(self, name: str) -> str:
-        return (self.logs / f"{name}.log").read_text()
-
-    def queues_of(self, name: str) -> list[str] | None:
-        """The queues a worker takes messages from; None while it does not answer."""
-        answer = self.app.control.inspect([f"celery@{name}"], timeout=0.5).active_queues()
-        return answer and [queue["name"] for queue in answer[f"celery@{name}"]]
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait(60)
-
-    def _start(self, name: str, arguments: list[str], **settings: object) -> subprocess.Popen[bytes]:
-        variables = {"HOME": self.service.settings.home, "BROKER_URL": self.broker_url, **QUICK, **settings}
-        environment = {**os.environ, **{f"DSD_{key}": str(value) for key, value in variables.items()}}
-        environment.pop("DSD_DATABASE_URL", None)
-        environment.pop("DSD_MLFLOW_URL", None)
-        with open(self.logs / f"{name}.log", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdout=log, stderr=log, env=environment, cwd=ROOT
-            )
-        self.processes.append(process)
-        return process
 
 
 @pytest.fixture
 def fleet(service: Service, broker_url: str, tmp_path: Path) -> Iterator[Fleet]:
-    with ExitStack() as stack:
-        fleet = Fleet(service, broker_url, tmp_path)
-        stack.callback(fleet.end)
-        yield fleet
+    fleet = Fleet(service.settings.model_copy(update={"broker_url": broker_url, **QUICK}), tmp_path)
+    yield fleet
+    fleet.end()
 
 
 def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: Fleet) -> None:
@@ -92,6 +44,7 @@ def test_a_submitted_job_is_announced_run_and_finished(service: Service, fleet: 
     assert len(service.pids(job)) == 1
 
 
+@pytest.mark.fault("F1")
 def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("steps=2 hang_first finish")
     fleet.controller()
@@ -106,6 +59,7 @@ def test_a_worker_that_is_killed_loses_its_job_to_another_which_goes_on(service:
     assert "second" in (service.row(job).worker or "")
 
 
+@pytest.mark.fault("F2")
 def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(service: Service, fleet: Fleet) -> None:
     job = service.submit("hang_first finish")
     fleet.controller()
@@ -118,6 +72,7 @@ def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(
 
 
 @pytest.mark.parametrize("everyone", [False, True], ids=["main_process", "all_processes"])
+@pytest.mark.fault("F4")
 def test_a_worker_that_is_terminated_gives_its_job_back_and_ends(
     service: Service, fleet: Fleet, everyone: bool
 ) -> None:
@@ -162,7 +117,7 @@ def test_a_job_that_kills_its_worker_each_time_is_tried_as_often_as_it_may_be_an
 ) -> None:
     poison = service.submit("kill_worker", max_attempts=3)
     fleet.controller()
-    fleet.worker("one", LEASE_S=1)
+    fleet.worker("one", lease_s=1)
     until(lambda: service.pids(poison))
     healthy = service.submit("finish")
     until(lambda: service.row(poison).status == Status.FAILED)
@@ -173,7 +128,7 @@ def test_a_job_that_kills_its_worker_each_time_is_tried_as_often_as_it_may_be_an
 
 def test_a_job_runs_where_its_label_is_though_its_message_went_elsewhere(service: Service, fleet: Fleet) -> None:
     fleet.worker("plain")
-    fleet.worker("labelled", WORKER_LABELS="disk=fast")
+    fleet.worker("labelled", worker_labels="disk=fast")
     until(lambda: len(service.workers()) == 2)
     job = service.submit("finish", resources={"labels": {"disk": "fast"}})
     until(lambda: service.row(job).status == Status.SUCCEEDED)  # no controller has announced it
@@ -193,7 +148,7 @@ def test_a_worker_that_is_emptied_leaves_messages_to_others_until_it_may_go_on(s
 
 
 def test_a_worker_that_has_gone_deaf_ends_so_that_it_is_started_anew(service: Service, fleet: Fleet) -> None:
-    worker = fleet.worker("one", DEAF_S=0.5)
+    worker = fleet.worker("one", deaf_s=0.5)
     until(lambda: fleet.queues_of("one"))
     for name in heard_by(replace(OFFER, worker="celery@one")):
         fleet.app.control.cancel_consumer(name)
