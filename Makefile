@@ -47,5 +47,6 @@ loss-costs: setup
 
 queue-costs: setup
 	$(BIN)/python benchmarks/queue.py
+
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -28,8 +28,10 @@ from sqlalchemy.orm import Session
 
 from deploy import health, services
 from deploy import home as home_folder
+from dsd_core.errors import StorageError
 from jobs import db, queue, store
 from jobs.settings import Settings
+from jobs.storage import storage_of
 from jobs.tables import WebhookRow
 
 LOW_SPACE_GIB = 2.0
@@ -211,7 +213,16 @@ def _policy(url: str) -> str | None:
 
 
 def _storage(settings: Settings) -> Finding:
-    folder = settings.storage_dir
+    if settings.bucket is None:
+        return _folder(settings.storage_dir)
+    try:
+        storage_of(settings).note("doctor")  # there is none, which is an answer
+    except StorageError as error:
+        return Finding("storage", error.message, error.hint or "Correct DSD_STORAGE and the AWS_… variables.")
+    return Finding("storage", f"s3://{settings.bucket} answers.")
+
+
+def _folder(folder: Path) -> Finding:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing) as probe:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from dsd_core.fault_points import fault_point
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -109,9 +110,11 @@ def plan(
     parts = {job_id: _parts(files, jobs.get(job_id)) for job_id, files in runs.items()}
     removals: list[Removal] = []
     for job_id, files in runs.items():
+        if job_id in used:
+            continue
         if (job := jobs.get(job_id)) is None:
             removals += _orphan(job_id, files, now) if orphans else ()
-        elif job.finished_at is not None and job_id not in used:
+        elif job.finished_at is not None:
             removals += _by_age(job, parts[job_id], rules, now - job.finished_at)
     if rules.keep_bytes is None:
         return removals
@@ -179,6 +182,7 @@ def _carry_out(engine: Engine, storage: Storage, batch: list[Removal]) -> list[R
         used = store.in_use(s)
         known = store.kept_jobs(s, [removal.job_id for removal in batch])
         marked = [removal for removal in batch if removal.job_id not in used and _marked(s, removal, known)]
+    fault_point("retention.after_mark")
     for removal in marked:
         if removal.part is not Part.STUDENT:
             storage.remove(removal.job_id, removal.files)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Condition, Thread
 
-from dsd_core.errors import StorageError
 from jobs.settings import Settings
 from jobs.storage import Bucket, Storage
 from worker.run_copy import INPUTS, RunCopy, TakenOver
@@ -75,12 +74,12 @@ class Keeper:
                     copy.keep(ended=lambda: self._closed)
                 else:
                     copy.fetch(inputs)
-            except (StorageError, OSError) as error:
-                delay_s = min(max(FIRST_DELAY_S, 2 * delay_s), LONGEST_DELAY_S)
-                log.warning("keeper.waits folder=%s delay_s=%.1f error=%s", copy.folder, delay_s, error)
             except TakenOver:
                 log.warning("keeper.taken_over folder=%s", copy.folder)
                 return
+            except Exception as error:  # whatever it is: a thread that ends would leave the job waiting without end
+                delay_s = min(max(FIRST_DELAY_S, 2 * delay_s), LONGEST_DELAY_S)
+                log.warning("keeper.waits folder=%s delay_s=%.1f error=%s", copy.folder, delay_s, error)
             else:
                 fetched, delay_s = True, 0.0
                 self._finished(asked)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsd_core.errors import StorageError
+from dsd_core.fault_points import fault_point
 from jobs.storage import Bucket
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,8 @@ class RunCopy:
         for name in _in_order(here, checkpoints):
             if ended():
                 raise TakenOver
+            if name.endswith(MANIFEST):
+                fault_point("copy.before_manifest")
             known = there.get(name)
             unchanged = name.startswith(f"{CHECKPOINTS}/") and known is not None and known.bytes == _size(here[name])
             if not unchanged:

@@ -94,10 +94,11 @@ _KEPT = select(
 
 def in_use(s: Session) -> set[str]:
     """Jobs that have not ended, and those whose files they may read: each job, registered model and path into a run
-    folder that a spec names."""
+    folder that a spec names, and what a retry goes on from."""
     used: set[str] = set()
-    for job_id, spec in s.execute(select(JobRow.id, JobRow.spec).where(JobRow.status.in_(ACTIVE))):
-        used |= {job_id, *JOB_ID.findall(json.dumps(spec))}
+    active = select(JobRow.id, JobRow.spec, JobRow.retry_of).where(JobRow.status.in_(ACTIVE))
+    for job_id, spec, retry_of in s.execute(active):
+        used |= {job_id, *JOB_ID.findall(json.dumps(spec)), *_chain(s, retry_of)}
         models = [get_model_version(s, *parse_model(name)) for name in _models_in(spec)]
         used |= {model.job_id for model in models if model is not None}
     return used
@@ -132,6 +133,13 @@ def unmark_student(s: Session, job_id: str) -> None:
 def model_of(s: Session, job_id: str) -> ModelRow | None:
     """The version that a job has registered."""
     return s.scalars(select(ModelRow).where(ModelRow.job_id == job_id)).first()
+
+
+def _chain(s: Session, job_id: str | None) -> Iterator[str]:
+    """This job, the one it is a retry of, and so on."""
+    while job_id is not None:
+        yield job_id
+        job_id = s.scalars(select(JobRow.retry_of).where(JobRow.id == job_id)).one_or_none()
 
 
 def _models_in(spec: Json) -> Iterator[str]:

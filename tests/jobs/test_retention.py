@@ -150,6 +150,15 @@ def test_nothing_goes_that_a_job_which_has_not_ended_uses(
     assert files_of(root, teacher) == files_of(root, user) == set(FILES)
 
 
+def test_nothing_goes_that_a_retry_will_go_on_from(sqlite_engine: Engine, storage: Folder, root: Path) -> None:
+    first, second = an_ended_job(sqlite_engine, root), an_ended_job(sqlite_engine, root)
+    third = a_queued_job(sqlite_engine)
+    with db.begin(sqlite_engine) as s:
+        for job_id, before in ((second, first), (third, second)):
+            s.execute(update(JobRow).where(JobRow.id == job_id).values(retry_of=before))
+    assert prune(sqlite_engine, storage, NOTHING_KEPT) == []
+
+
 def test_a_deletion_that_was_cut_short_is_taken_up_again(sqlite_engine: Engine, storage: Folder, root: Path) -> None:
     old = an_ended_job(sqlite_engine, root)
     prune(sqlite_engine, storage, DEFAULT)

@@ -71,6 +71,13 @@ def test_each_part_that_is_wrong_is_named_with_what_to_do(
     assert all(finding.hint in printed for finding in found.values() if finding.hint and finding.part != "broker")
 
 
+def test_a_bucket_that_does_not_answer_is_wrong(installation: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_STORAGE", "s3://runs/here")
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    assert "s3://runs/here" in wrong()["storage"].says
+
+
 def test_tables_of_another_version_are_wrong(installation: Engine, database_url: str) -> None:
     db.downgrade(database_url, "0001")
     assert "of version 0001, this code needs" in wrong()["tables"].says

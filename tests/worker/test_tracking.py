@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from jobs import db, store
 from jobs.status import Status
 from jobs.store import Part
+from tests.servers import TestBucket
 from tests.worker.mlflow_server import MlflowServer
 from tests.worker.service import Service, until
 from tests.worker.tiny_student import write_student
@@ -314,3 +316,21 @@ def test_the_run_of_a_job_that_the_database_knows_no_longer_is_closed(service: S
     tracker.round(NEVER)
     assert tracker.client.get_run(lost).info.status == "KILLED"
     assert tracker.client.get_run(foreign).info.status == "RUNNING"
+
+
+def test_a_student_in_a_bucket_is_registered_from_there(
+    service: Service, mlflow_server: MlflowServer, s3: TestBucket, tmp_path: Path
+) -> None:
+    own = {"database_url": service.settings.db_url, "storage": s3.storage, "home": tmp_path / "host"}
+    host = replace(service, settings=service.settings.model_copy(update=own))
+    job = host.submit("steps=1 finish", name="from-a-bucket")
+    host.run(job)
+    write_student(tmp_path / "student")
+    for path in (tmp_path / "student").iterdir():
+        s3.objects.put(job, f"student/{path.name}", path)
+    tracker = Tracker(host.settings, mlflow_server.url)
+    tracker.round(NEVER)
+    tracker.close()
+    row = service.row(job)
+    assert (row.tracking, row.tracking_error, row.model_version) == ("synced", None, 1)
+    assert {"log.txt", "pictures"} <= artifacts(tracker, str(row.mlflow_run_id))
