@@ -231,7 +231,7 @@ def test_one_job_that_mlflow_refuses_does_not_keep_the_others_waiting(service: S
     good = finished(service, "not-broken")
     tracker.round(NEVER)
     assert service.row(broken).tracking == "stalled"
-    assert "README.md" in (service.row(broken).tracking_error or "")
+    assert "no student" in (service.row(broken).tracking_error or "")
     assert service.row(good).tracking == "synced"
 
 
