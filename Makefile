@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup check test test-fast faults soak demo up compare loss-costs clean
+.PHONY: setup check test test-fast faults soak mutants demo up compare loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,9 @@ faults: setup
 soak: setup
 	@$(BIN)/python -m tests.faults.soak $(if $(JOBS),--jobs $(JOBS)) $(if $(SECONDS),--seconds $(SECONDS))
 
+mutants: setup
+	$(BIN)/python -m tests.mutants.run
+
 demo: setup
 	$(BIN)/dsd demo $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
 
@@ -41,6 +44,9 @@ compare: setup
 
 loss-costs: setup
 	$(BIN)/python benchmarks/losses.py
+
+queue-costs: setup
+	$(BIN)/python benchmarks/queue.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -15,6 +15,7 @@ from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
 from jobs.tables import JobRow
+from jobs.webhook_hosts import check_address
 
 BUDGET_S = 2.0  # for reading images; the run reads all of them
 LOOK_BACK = 100  # jobs
@@ -25,6 +26,8 @@ def admit(spec: JobSpec, engine: Engine, settings: Settings) -> Checked:
 
     Raises SpecError, DataError or WeightsError, naming the field, for what makes the job impossible.
     """
+    if spec.webhook is not None:
+        check_address(spec.webhook, settings.webhook_hosts)
     with db.reading(engine) as s:
         spec = pinned(s, spec)
         refuse_hopeless(s, spec)

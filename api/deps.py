@@ -1,4 +1,4 @@
-"""What endpoints ask for: the settings, the database, and that the caller has the key."""
+"""What endpoints ask for: the settings, the database, the storage, and that the caller has the key."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from api.errors import Unauthorized
 from api.schemas import JobWishes, Json
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
+from jobs.storage import Storage
 
 _bearer = HTTPBearer(auto_error=False, description="The service's DSD_API_KEY, where it has one.")
 
@@ -41,8 +42,14 @@ async def _engine(request: Request) -> Engine:
     return found
 
 
+async def _storage(request: Request) -> Storage:
+    found: Storage = request.app.state.storage
+    return found
+
+
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
+StorageOf = Annotated[Storage, Depends(_storage)]
 Spec = Annotated[JobSpec, Depends(read_spec)]
 Patch = Annotated[Json, Depends(read_patch)]
 Wishes = Annotated[JobWishes, Depends(read_wishes)]

@@ -5,33 +5,18 @@ The length is fixed when the answer begins, so a file that grows meanwhile (a lo
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from api.errors import RangeNotSatisfiable
-
-CHUNK = 256 * 1024
-
-
-def size_of(path: Path) -> int | None:
-    """Bytes of a regular file; None where there is none."""
-    try:
-        found = path.lstat()
-    except (OSError, ValueError):
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+from jobs.storage import Stored
 
 
 def send_file(
     request: Request,
-    path: Path,
-    size: int,
+    file: Stored,
     *,
     media_type: str,
     etag: str | None = None,
@@ -44,27 +29,13 @@ def send_file(
     sent = {"Accept-Ranges": "bytes", **(headers or {})} | ({"ETag": etag} if etag else {})
     if etag and _names(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=sent)
-    wanted = _range(request, size, etag)
-    first, end = wanted or (0, size)
+    wanted = _range(request, file.size, etag)
+    first, end = wanted or (0, file.size)
     sent["Content-Length"] = str(end - first)
     if wanted is not None:
-        sent["Content-Range"] = f"bytes {first}-{end - 1}/{size}"
+        sent["Content-Range"] = f"bytes {first}-{end - 1}/{file.size}"
     status = 200 if wanted is None else 206
-    return StreamingResponse(read(path, first, end), status, headers=sent, media_type=media_type)
-
-
-def read(path: Path, first: int, end: int) -> Iterator[bytes]:
-    """Bytes from `first` up to `end`. Raises EOFError where the file has become shorter."""
-    if first >= end:
-        return
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        file.seek(first)
-        while first < end:
-            chunk = file.read(min(CHUNK, end - first))
-            if not chunk:
-                raise EOFError(f"{path} ends at byte {first}; {end} were promised.")
-            first += len(chunk)
-            yield chunk
+    return StreamingResponse(file.read(first, end), status, headers=sent, media_type=media_type)
 
 
 def _names(if_none_match: str | None, etag: str) -> bool:

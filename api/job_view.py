@@ -79,6 +79,8 @@ def _job(row: JobRow, settings: Settings, **of_others: Any) -> Job:
         paused_at=row.paused_at,
         not_before=row.not_before,
         heartbeat_at=row.heartbeat_at,
+        checkpoints_gone_at=row.checkpoints_gone_at,
+        files_gone_at=row.files_gone_at,
         updated_at=row.updated_at,
         **of_others,
     )

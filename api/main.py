@@ -12,11 +12,13 @@ from api import errors
 from api.deps import require_key
 from api.gate import KnownHosts, NoSniff
 from api.openapi import PROBLEM, document_errors
-from api.routes import catalog, docs, events, health, jobs, models, requests, runs, workers
+from api.routes import catalog, docs, events, health, jobs, models, requests, runs, storage, workers
 from jobs import db
 from jobs.settings import Settings
 from jobs.settings import settings as settings_of_process
+from jobs.storage import storage_of
 
+CONNECTIONS = 30  # of PostgreSQL's 100; requests are served by 40 threads, and not all want the database at once
 PATIENCE_S = 2.0  # a request that waits longer for the database is told to come again; its thread serves another
 DESCRIPTION = "Distil heavy segmentation networks into compact students: submit a job, watch it, download the student."
 
@@ -35,12 +37,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.settings = settings
-    app.state.engine = db.make_engine(settings.db_url, statement_timeout_s=PATIENCE_S, pool_timeout_s=PATIENCE_S)
+    app.state.engine = db.make_engine(
+        settings.db_url, connections=CONNECTIONS, statement_timeout_s=PATIENCE_S, pool_timeout_s=PATIENCE_S
+    )
+    app.state.storage = storage_of(settings)
     errors.install(app)
     app.add_middleware(KnownHosts, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(NoSniff)
     v1 = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key)], responses=PROBLEM)
-    for part in (jobs, requests, events, runs, workers, catalog, models):
+    for part in (jobs, requests, events, runs, workers, catalog, models, storage):
         v1.include_router(part.router)
     for router in (v1, health.router, docs.router):
         app.include_router(router)

@@ -10,11 +10,11 @@ from sqlalchemy.orm import Session
 from api.registry import find_version
 from dsd_core.check import Checked, Finding
 from dsd_core.data import open_dataset
-from dsd_core.errors import DataError, SpecError
+from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.spec import JobSpec, Student, Teacher, parse_model, parse_spec
 from jobs import store
 from jobs.status import Status
-from jobs.tables import JobRow
+from jobs.tables import JobRow, ModelRow
 
 Role = Literal["teacher", "student"]
 HOPELESS = {
@@ -40,10 +40,14 @@ class Made:
 
 
 def pinned(s: Session, spec: JobSpec) -> JobSpec:
-    """The spec with its registered models as name/version: an alias may move while the job waits. Raises SpecError."""
+    """The spec with its registered models as name/version: an alias may move while the job waits.
+
+    Raises SpecError, WeightsError.
+    """
     for role, source in _sources(spec).items():
         if source.model is not None:
             found = find_version(s, *_name_and_version(source.model, role), field=f"/{role}/model")
+            _refuse_deleted(found, f"/{role}/model")
             fixed = source.model_copy(update={"model": f"{found.name}/{found.version}"})
             spec = spec.model_copy(update={role: fixed})
     return spec
@@ -95,6 +99,12 @@ def check_made(made: Made, checked: Checked) -> Checked:
     theirs_is = f"order {trained.order}, mean {trained.mean}, std {trained.std}"
     finding = Finding("warning", f"/{made.role}/preprocess", f"{made.described} was trained with {theirs_is}.")
     return replace(checked, findings=[*checked.findings, finding])
+
+
+def _refuse_deleted(model: ModelRow, field: str) -> None:
+    if model.files_gone_at is not None:
+        message = f"The files of model {model.name}/{model.version} were deleted to free storage."
+        raise WeightsError(message, field=field, hint="Choose another version, or run its job again.")
 
 
 def _sources(spec: JobSpec) -> dict[Role, Teacher | Student]:

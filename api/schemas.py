@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from dsd_core.parts import LabelText, Part, Slug
+from dsd_core.parts import LabelText, Slug
+from dsd_core.parts import Part as SpecPart
 from jobs.status import Drain, Reason, Request, Status
-from jobs.store import Waiting
+from jobs.store import Part, Waiting
 
 Json = dict[str, Any]
 
@@ -145,6 +146,10 @@ class Job(Answer):
     not_before: Time | None
     """After a failure its next try is not before."""
     heartbeat_at: Time | None
+    checkpoints_gone_at: Time | None
+    """When its checkpoints were deleted to free storage."""
+    files_gone_at: Time | None
+    """When its log, events and pictures were deleted to free storage."""
     updated_at: Time
 
 
@@ -157,7 +162,7 @@ class JobPage(Answer):
     """Pass it as `after` for the next page; null on the last."""
 
 
-class JobWishes(Part):
+class JobWishes(SpecPart):
     """What a job shall have from now on; a field that is left out or null stays as it is."""
 
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
@@ -173,8 +178,8 @@ class JobEvent(Answer):
     """1, 2, 3 … without gaps."""
     at: Time
     type: str
-    """`status`; `request`, for what somebody asked of the job; or the type of a training event: started, progress,
-    evaluated, checkpoint, picture, note, finished, failed."""
+    """`status`; `request`, for what somebody asked of the job; `pruned`: files were deleted to free storage; or of a
+    training event: started, progress, evaluated, checkpoint, picture, note, finished, failed."""
     data: Json
 
 
@@ -272,6 +277,8 @@ class ModelVersion(Answer):
     tags: dict[str, Any]
     files: list[ModelFile]
     created_at: Time
+    files_gone_at: Time | None
+    """When its files were deleted to free storage."""
 
 
 class Model(Answer):
@@ -287,6 +294,48 @@ class Models(Answer):
     """All registered models, by name."""
 
     data: list[Model]
+
+
+class StorageUse(Answer):
+    """What the storage holds, and what retention lets go."""
+
+    place: str
+    """A folder, or `s3://bucket/prefix`."""
+    runs: int
+    """Run folders."""
+    bytes: int
+    """Of all of them."""
+    checkpoint_bytes: int
+    student_bytes: int
+    """Of registered versions."""
+    other_bytes: int
+    """Logs, events, pictures, and students that were not registered."""
+    keep_checkpoint_days: float
+    keep_days: float | None
+    keep_bytes: int | None
+
+
+class Removal(Answer):
+    """Files of a job that go, or have gone."""
+
+    job_id: str
+    name: str | None
+    """Of the job; null for a folder of no known job."""
+    part: Part
+    """checkpoints; run: log, events and pictures; student: a registered version; left-over: half-written files; orphan:
+    a folder of no known job."""
+    bytes: int
+    why: str
+
+
+class Pruned(Answer):
+    """What retention lets go. A registered student goes when MLflow has let its version go."""
+
+    dry_run: bool
+    """Whether nothing was deleted."""
+    bytes: int
+    """Of all removals."""
+    data: list[Removal]
 
 
 class Network(Answer):

@@ -68,7 +68,7 @@ class Submission:
                 fingerprint=fingerprint,
                 **lineage,
             )
-        fault_point("api.after_commit")
+        fault_point("api.before_answer")
         return made
 
 

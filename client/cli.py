@@ -26,8 +26,10 @@ from client.report import (
     job_details,
     jobs_table,
     models_table,
+    removals_table,
     result_table,
     standing,
+    storage_table,
     workers_table,
 )
 from client.save import save
@@ -90,6 +92,13 @@ def up(context: typer.Context) -> None:
     local.replace_process(local.program("deploy.up", *context.args))
 
 
+@app.command(context_settings=PASS_ON)
+def doctor(context: typer.Context) -> None:
+    """Say whether every part of the service on this machine works, and what to do where one does not."""
+    local.need("celery", "all", "Examining the service")
+    local.replace_process(local.program("deploy.doctor", *context.args))
+
+
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="A CamVid folder. Default: generated street scenes.")] = None,
@@ -123,7 +132,7 @@ def submit(
     with Client() as client:
         queued = submit_all(client, job_file.read_all(file, overrides or ()))
         for job in () if as_json else queued:
-            _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]", soft_wrap=True)
+            _console().print(_queued(job), soft_wrap=True)
         if watch:
             queued = [_watch(client, job["id"], as_json) for job in queued]
         elif not as_json:
@@ -349,6 +358,37 @@ def catalog(
         _console().print(catalog_table(found))
 
 
+storage_app = typer.Typer(help="What the service keeps, and freeing it.", invoke_without_command=True)
+app.add_typer(storage_app, name="storage")
+
+
+@storage_app.callback()
+def storage(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show what the storage holds, and by which rules it is freed."""
+    if context.invoked_subcommand is not None:
+        return
+    with Client() as client:
+        held = client.storage()
+    if as_json:
+        _print_json(held)
+    else:
+        _console().print(storage_table(held))
+
+
+@storage_app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and delete nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete now what the rules of DSD_KEEP_DAYS, DSD_KEEP_CHECKPOINT_DAYS and DSD_KEEP_BYTES let go."""
+    with Client() as client:
+        pruned = client.prune(dry_run=dry_run)
+    if as_json:
+        _print_json(pruned)
+    else:
+        _console().print(removals_table(pruned))
+
+
 # --- without a service ------------------------------------------------------------------------------------------------
 
 
@@ -449,7 +489,7 @@ def _watch(client: Client, job_id: str, as_json: bool) -> Json:
         with JobView(console, f"{job['name']}  {job_id}") as view, told(view, lambda: client.job(job_id)):
             view.follow(client.events(job_id))
     except KeyboardInterrupt:
-        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   Stop it: dsd cancel {job_id}", file=sys.stderr)
+        print(f"\nThe job goes on. Watch it again: dsd watch {job_id}   End it: dsd cancel {job_id}", file=sys.stderr)
         raise
     job = client.job(job_id)
     if job.get("result") and not as_json:
@@ -468,7 +508,11 @@ def _say_queued(job: Json, as_json: bool) -> None:
     if as_json:
         _print_json(job)
     else:
-        _console().print(f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]\nWatch it: dsd watch {job['id']}")
+        _console().print(f"{_queued(job)}\nWatch it: dsd watch {job['id']}", soft_wrap=True)
+
+
+def _queued(job: Json) -> str:
+    return f"Queued [bold]{job['name']}[/] as [bold cyan]{job['id']}[/]"
 
 
 def _say_standing(job: Json, as_json: bool) -> None:

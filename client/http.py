@@ -5,6 +5,7 @@ Client.cancel, pause, resume, stop, change, retry, clone      what is asked of a
 Client.events                                                 a job's history, live
 Client.workers, drain, undrain                                workers
 Client.catalog, models, files, download                       what can be asked for, and what came out
+Client.storage, prune                                         what is kept, and freeing it
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from client.home import default_url
 Json = dict[str, Any]
 TRIES = 4
 PATIENCE_S = 60.0  # a stream of events waits this long for a service that was restarted
+PRUNE_S = 600.0  # every file of the storage is looked at
 SILENCE_S = 45.0  # the service sends a comment every 15 s, so a longer silence is a dead connection
 
 
@@ -135,6 +137,14 @@ class Client:
         """Registered models with their versions, aliases and files."""
         models: list[Json] = self._json("GET", "/models")["data"]
         return models
+
+    def storage(self) -> Json:
+        """What the service's storage holds, and the rules by which it is freed."""
+        return self._json("GET", "/storage", timeout=PRUNE_S)
+
+    def prune(self, *, dry_run: bool = False) -> Json:
+        """Delete what the rules let go, or only say what that is."""
+        return self._json("POST", "/storage/prune", params={"dry_run": dry_run}, timeout=PRUNE_S)
 
     def ready(self) -> bool:
         """True if the service answers and can take jobs."""

@@ -283,3 +283,32 @@ def models_table(models: list[Json]) -> Table:
                 *(fraction(version.get("miou")), ago(version["created_at"]), version["job_id"]),
             )
     return table
+
+
+def storage_table(held: Json) -> Group:
+    """Bytes by what they are, then the rules."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(held["place"], overflow="fold")
+    table.add_column(f"{held['runs']} run folders", justify="right")
+    for title, figure in (("checkpoints", "checkpoint"), ("registered students", "student"), ("the rest", "other")):
+        table.add_row(title, size(held[f"{figure}_bytes"]))
+    table.add_row("together", size(held["bytes"]), style="bold")
+    rules = [f"checkpoints of jobs that ended {held['keep_checkpoint_days']:g} days ago"]
+    if held["keep_days"] is not None:
+        rules.append(f"logs and pictures of jobs that ended {held['keep_days']:g} days ago")
+    if held["keep_bytes"] is not None:
+        rules.append(f"the oldest, while there is more than {size(held['keep_bytes'])}")
+    return Group(table, Text(f"Every hour go {'; '.join(rules)}. Now: dsd storage prune"))
+
+
+def removals_table(pruned: Json) -> Group:
+    """What goes or has gone, and how much that is."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("job", "name", "what", "size", "why"):
+        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
+    for removal in pruned["data"]:
+        what, bytes_ = removal["part"], size(removal["bytes"])
+        table.add_row(removal["job_id"], removal["name"] or "-", what, bytes_, removal["why"])
+    verb = "would go" if pruned["dry_run"] else "went"
+    total = Text(f"{size(pruned['bytes'])} {verb}.")
+    return Group(table, total) if pruned["data"] else Group(total)

@@ -4,7 +4,7 @@ WORKDIR /src
 RUN python -m venv /opt/dsd
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Dependencies before our code: a change of the code alone does not install them again.
-RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[api]'
+RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[api,s3]'
 COPY . .
 RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 

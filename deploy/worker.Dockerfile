@@ -6,7 +6,7 @@ RUN python -m venv /opt/dsd
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 # Dependencies before our code: a change of the code alone does not install them again.
 RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --extra-index-url "$TORCH_INDEX" \
-    -c constraints.txt '.[core,worker]'
+    -c constraints.txt '.[core,worker,s3]'
 COPY . .
 RUN /opt/dsd/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 

@@ -59,21 +59,25 @@ def run_attempt(
     """
     heard = Heard()
     spec = load_spec(job)
-    out.mkdir(parents=True, exist_ok=True)
     rank = int(os.environ.get("RANK", "0"))
-    tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
-    _failure_file(out, rank).unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _failure_file(out, rank).unlink(missing_ok=True)
+        tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
+    except OSError as error:
+        raise storage_error(error, out) from error
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
         from dsd_core.train import fit
         from dsd_core.trained import evaluate_student, export_again
 
-        dist.join()
+        result = None
         if spec.trains:
+            dist.join()
             result = fit(
                 spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
             )
-        else:
+        elif rank == 0:  # of several processes one is enough
             do = evaluate_student if spec.kind == "evaluate" else export_again
             result = do(spec, out, tell, weights=student_weights, stop=heard.stop)
         if result is not None:

@@ -59,6 +59,8 @@ class Confusion:
 
     def reduced(self) -> Confusion:
         """The sum over all processes (`dsd_core.dist`), in each of them; alone, its own counts."""
+        if dist.world() == 1:
+            return self
         total = torch.from_numpy(self._flat())
         dist.sum_([total])
         return self._of(total.numpy())

@@ -284,7 +284,8 @@ class Resources(Part):
     processes: Annotated[int, Field(ge=1, le=64)] = 1
     """Training processes on one host, one on each device; each gets its share of every batch."""
     memory_gib: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
-    """The least memory of the device, or of the host for a job on the CPU, in GiB."""
+    """The least memory of the device, or of the host for a job on the CPU, in GiB. There it is also the most that the
+    job may take: one that takes more is ended."""
     labels: dict[Slug, LabelText] = Field(default={})
     """Each must equal the worker's label of that name (`DSD_WORKER_LABELS`)."""
 

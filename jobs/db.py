@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -28,6 +30,8 @@ from dsd_core.errors import StorageError
 from jobs.tables import UtcDateTime
 
 BUSY_TIMEOUT_S = 10.0
+POOLED = 5  # connections that stay open
+MIGRATIONS = Path(__file__).parent / "migrations"
 ASK_EVERY_S = 0.004
 WAL_SAFE_SINCE = (3, 51, 3)
 
@@ -48,11 +52,13 @@ def journal_mode(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> Jour
     return JournalMode("DELETE", f"SQLite {ours}: before {fixed} a reset of the WAL can corrupt the file.")
 
 
-def make_engine(url: str, *, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0) -> Engine:
+def make_engine(
+    url: str, *, connections: int = 15, statement_timeout_s: float = 10.0, pool_timeout_s: float = 30.0
+) -> Engine:
     """An engine for `sqlite:///FILE` or `postgresql+psycopg://…`; creates the folder of the file.
 
-    On PostgreSQL a statement ends with an error after `statement_timeout_s`, and who finds no connection free waits
-    for `pool_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
+    On PostgreSQL there are `connections` at most; who finds none free waits for `pool_timeout_s`, and a statement ends
+    with an error after `statement_timeout_s`. On SQLite writers wait for each other for BUSY_TIMEOUT_S.
     """
     to_json = partial(json.dumps, allow_nan=False)  # PostgreSQL takes no NaN in JSON; nor does SQLite here
     if make_url(url).get_backend_name() == "sqlite":
@@ -68,6 +74,8 @@ def make_engine(url: str, *, statement_timeout_s: float = 10.0, pool_timeout_s: 
         pool_pre_ping=True,
         pool_recycle=1800,
         pool_timeout=pool_timeout_s,
+        max_overflow=connections - POOLED,
+        pool_size=POOLED,
         connect_args={"connect_timeout": 5, "options": " ".join(f"-c {k}={v}" for k, v in settings.items())},
     )
 
@@ -100,12 +108,12 @@ def db_now(session: Session) -> datetime:
     return session.execute(select(clock)).scalar_one()
 
 
-def migrate(url: str) -> None:
+def migrate(url: str, revision: str = "head") -> None:
     """Bring the tables to the newest version; processes that do so at once wait for each other.
 
     Raises StorageError where the database is of a newer version than this code.
     """
-    _run_migration(url, partial(command.upgrade, revision="head"))
+    _run_migration(url, partial(command.upgrade, revision=revision))
 
 
 def downgrade(url: str, revision: str = "base") -> None:
@@ -113,10 +121,17 @@ def downgrade(url: str, revision: str = "base") -> None:
     _run_migration(url, partial(command.downgrade, revision=revision))
 
 
+def versions(engine: Engine) -> tuple[str | None, str | None]:
+    """The version the tables have (None: there are none), and the newest this code knows."""
+    with engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    return found, ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
 def _run_migration(url: str, run: Any) -> None:
     engine = make_engine(url, statement_timeout_s=600)
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     try:
         with engine.execution_options(dsd_write=True).begin() as connection:
             if engine.dialect.name == "postgresql":

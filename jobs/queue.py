@@ -5,6 +5,8 @@ So messages may be lost, doubled or late. They are acknowledged before the work 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from celery import Celery
@@ -28,7 +30,7 @@ TRANSPORT_OPTIONS: dict[str, Any] = {
 
 def make_app(broker_url: str) -> Celery:
     """The application that API, controller and worker share; the worker adds the task's body under TASK."""
-    app = Celery("dsd", broker=broker_url, set_as_current=False)
+    app = Celery("dsd", broker=verifying(broker_url), set_as_current=False)
     app.conf.update(
         task_acks_late=False,  # a lost worker is noticed by its lease, not by the broker
         task_reject_on_worker_lost=False,
@@ -65,10 +67,34 @@ def publish(app: Celery, job_id: str, attempt: int, *, queue: str = QUEUE) -> No
 
 def broker_alive(url: str) -> bool:
     """Whether the broker answers within two seconds."""
-    options = TRANSPORT_OPTIONS | {"socket_connect_timeout": 2, "socket_timeout": 2, "retry_on_timeout": False}
+    return broker_trouble(url) is None
+
+
+def broker_trouble(url: str) -> str | None:
+    """Why the broker does not answer within two seconds; None where it does. Passwords are not repeated."""
     try:
-        with Connection(url, transport_options=options, connect_timeout=2) as connection:
-            connection.ensure_connection(max_retries=0, timeout=2)
-            return True
-    except Exception:
-        return False
+        with connected(url):
+            return None
+    except Exception as error:  # a broker fails in many ways: away, wrong password, unknown certificate
+        return str(error) or type(error).__name__
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Connection]:
+    """A short look at the broker, which must answer within two seconds."""
+    options = TRANSPORT_OPTIONS | {"socket_connect_timeout": 2, "socket_timeout": 2, "retry_on_timeout": False}
+    with Connection(verifying(url), transport_options=options, connect_timeout=2) as connection:
+        connection.ensure_connection(max_retries=0, timeout=2)
+        yield connection
+
+
+def verifying(url: str) -> str:
+    """The same broker, or brokers separated by semicolons, with its certificate checked: kombu takes any certificate
+    where a `rediss://` URL does not say otherwise."""
+    return ";".join(_verifying(one) for one in url.split(";"))
+
+
+def _verifying(url: str) -> str:
+    if not url.startswith("rediss://") or "ssl_cert_reqs=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=CERT_REQUIRED"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -19,8 +20,9 @@ class Settings(BaseSettings):
 
     home: Path = Path("~/.dsd")
     """All state of an embedded installation: database, broker, MLflow, storage, logs."""
-    storage: Path | None = None
-    """Run folders and exported students, seen by every host. Default: `home`/storage."""
+    storage: str | None = None
+    """Where run folders and students are kept: a folder that every host sees, or `s3://bucket/prefix` with keys and
+    endpoint in the usual `AWS_…` variables. Default: `home`/storage."""
     database_url: str | None = None
     """SQLAlchemy URL, `postgresql+psycopg://…` or `sqlite:///…`. Default: `home`/jobs.db."""
     broker_url: str | None = None
@@ -77,10 +79,25 @@ class Settings(BaseSettings):
     """Hosts that a job's webhook may name, comma-separated. Empty: jobs may name none."""
     webhook_secret: str | None = Field(default=None, repr=False)
     """Key of the HMAC-SHA256 that signs the body of webhooks. None: they are not signed."""
+    keep_checkpoint_days: float = Field(default=7.0, ge=0)
+    """Checkpoints of jobs that ended longer ago are deleted."""
+    keep_days: float | None = Field(default=None, ge=0)
+    """Everything but a registered student of jobs that ended longer ago is deleted. None: kept."""
+    keep_bytes: ByteSize | None = None
+    """While the storage holds more, the jobs that ended first lose checkpoints, then logs and pictures, then students
+    without an alias; `500GB` can be written. None: no limit."""
     max_body_bytes: int = 256 * 1024
     """Largest request body the API reads."""
     workers: int = 1
     """Worker processes that `dsd up` starts; one job each at a time."""
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _a_folder_or_a_bucket(cls, value: object) -> object:
+        place = str(value) if isinstance(value, Path) else value
+        if isinstance(place, str) and "://" in place and not re.fullmatch(r"s3://[^/\s]+(/\S*)?", place):
+            raise ValueError(f"{place!r} is no place for run folders: write a folder, or s3://bucket/prefix.")
+        return place
 
     @field_validator("allowed_hosts", "webhook_hosts", mode="before")
     @classmethod
@@ -107,15 +124,24 @@ class Settings(BaseSettings):
         return self.home.expanduser().absolute()
 
     @property
+    def bucket(self) -> str | None:
+        """`bucket/prefix` where the storage is one; None where it is a folder."""
+        place = self.storage or ""
+        return place.removeprefix("s3://").rstrip("/") if place.startswith("s3://") else None
+
+    @property
     def storage_dir(self) -> Path:
-        return (self.storage or self.home_dir / "storage").expanduser().absolute()
+        """The storage, where it is a folder; else the home, where this host keeps its copies of run folders."""
+        if self.bucket is not None:
+            return self.home_dir
+        return Path(self.storage or self.home_dir / "storage").expanduser().absolute()
 
     @property
     def db_url(self) -> str:
         return self.database_url or f"sqlite:///{self.home_dir / 'jobs.db'}"
 
     def run_dir(self, job_id: str) -> Path:
-        """The run folder of a job: spec.json, events.jsonl, log.txt, checkpoints/, pictures/, student/, result.json."""
+        """The run folder of a job on this host: spec.json, events.jsonl, log.txt, checkpoints/, pictures/, student/."""
         return self.storage_dir / "runs" / job_id
 
 

@@ -119,6 +119,9 @@ class JobRow(Base):
     mlflow_run_id: Mapped[str | None] = mapped_column(String(64))
     model_version: Mapped[int | None] = mapped_column(Integer)
 
+    checkpoints_gone_at: Mapped[datetime | None]  # when retention took them; deleted then or soon after
+    files_gone_at: Mapped[datetime | None]  # the same for everything but the files of a registered student
+
     __table_args__ = (
         CheckConstraint(_one_of("status", tuple(Status)), name="status"),
         CheckConstraint(_one_of("tracking", TRACKING), name="tracking"),
@@ -228,6 +231,7 @@ class ModelRow(Base):
     tags: Mapped[Json]
     miou: Mapped[float | None]
     created_at: Mapped[datetime]
+    files_gone_at: Mapped[datetime | None]  # when retention took the student's files
 
 
 class ModelAliasRow(Base):
@@ -237,3 +241,10 @@ class ModelAliasRow(Base):
     name: Mapped[str] = mapped_column(String(80), primary_key=True)
     alias: Mapped[str] = mapped_column(String(200), primary_key=True)
     version: Mapped[int] = mapped_column(Integer)
+
+
+class InstallationRow(Base):
+    """The one row that tells this database from others which use the same storage or MLflow."""
+
+    __tablename__ = "installation"
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)

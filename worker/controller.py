@@ -1,4 +1,5 @@
-"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, and keeps MLflow up to date.
+"""`python -m worker.controller`: publishes the outbox, takes jobs from lost workers, keeps MLflow up to date, calls
+webhooks, and frees the storage by the rules of retention.
 
 Safe to run twice: outbox rows are handed to one relay at a time and a doubled message is refused by the claim, every
 move of a status is guarded by what it was, and tracking is done by whoever holds its lock.
@@ -17,15 +18,18 @@ from celery import Celery
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from jobs import db, queue, store
+from jobs import db, queue, retention, store
 from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
+from jobs.storage import Storage, storage_of
+from worker import webhooks
 
 log = logging.getLogger(__name__)
 
 RELAY_S = 0.25
 RELAY_BATCH = 50
 LONGEST_DELAY_S = 60.0
+PRUNE_S = 3600.0
 FORGET_S = 86_400.0  # a worker that was not heard of for a day is no longer listed
 END_S = 20.0  # for the other threads to finish the call they are in
 
@@ -42,21 +46,25 @@ def main() -> None:
 
 
 def serve(settings: Settings, stop: Event) -> None:
-    """Reconcile in this thread, relay and track in others, until `stop`: a broker that keeps silent holds up nobody."""
+    """Reconcile in this thread, and do the rest in others, until `stop`: what keeps silent holds up nobody."""
     assert settings.broker_url is not None
     engine = db.make_engine(settings.db_url)
     app = queue.make_app(settings.broker_url)
     reconciler = Reconciler(engine, settings)
     relaying = Thread(target=_relay, args=(engine, app, stop), name="relay", daemon=True)
     tracking = Thread(target=_track, args=(settings, stop), name="tracking", daemon=True)
-    for thread in (relaying, tracking):
+    storage = storage_of(settings)
+    calling = Thread(target=webhooks.serve, args=(settings, stop), name="webhooks", daemon=True)
+    for thread in (relaying, tracking, calling):
         thread.start()
+    # Not waited for at the end: a deletion that is cut short is taken up again.
+    Thread(target=_prune, args=(settings, engine, storage, stop), name="retention", daemon=True).start()
     log.info("controller.started")
     while not stop.is_set():
         if reconciler.is_due():
             _surviving(reconciler.tick)
         stop.wait(RELAY_S)
-    for thread in (relaying, tracking):
+    for thread in (relaying, tracking, calling):
         thread.join(END_S)
     engine.dispose()
     log.info("controller.ended")
@@ -123,6 +131,13 @@ def _surviving(step: Callable[[], object]) -> None:
         step()
     except Exception:
         log.exception("controller.round_failed")
+
+
+def _prune(settings: Settings, engine: Engine, storage: Storage, stop: Event) -> None:
+    """Every hour. What was written down before this process ended is deleted by the next round."""
+    while not stop.is_set():
+        _surviving(lambda: retention.prune(engine, storage, retention.rules_of(settings)))
+        stop.wait(PRUNE_S)
 
 
 def _relay(engine: Engine, app: Celery, stop: Event) -> None:

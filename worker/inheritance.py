@@ -27,7 +27,7 @@ def forerunners(s: Session, claim: store.Claim) -> list[str]:
 
 
 def inherit(folder: Path, others: Iterable[Path]) -> None:
-    """Give a run folder without checkpoints those of the first of the others that has some.
+    """Give a run folder without checkpoints those of the first of these folders of checkpoints that has some.
 
     They become links to the same bytes, which nobody changes: either job may delete its own. Each appears whole, and
     as the work of fence 0, so that the attempts of this job count as later ones. Raises StorageError.
@@ -35,7 +35,7 @@ def inherit(folder: Path, others: Iterable[Path]) -> None:
     mine = folder / "checkpoints"
     if _checkpoints(mine):
         return
-    theirs = next((found for other in others if (found := _checkpoints(other / "checkpoints"))), {})
+    theirs = next((found for other in others if (found := _checkpoints(other))), {})
     try:
         for name, path in theirs.items():
             partial = mine / f"{name}{PARTIAL}"

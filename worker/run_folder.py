@@ -10,35 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy.orm import Session
 
-from dsd_core.errors import StorageError
+from dsd_core.errors import StorageError, WeightsError
 from dsd_core.events import Note, parse, read_lines
-from dsd_core.spec import parse_spec
-from jobs import store
-from jobs.settings import Settings
-from worker.references import weights_by_reference
 
 log = logging.getLogger(__name__)
 
 Numbered = tuple[dict[str, Any], int]  # an event, and the offset after its line
 
 
-def prepare(session: Session, settings: Settings, claim: store.Claim) -> list[str]:
-    """Write spec.json and return the arguments of the training process.
+def prepare(folder: Path, spec: dict[str, Any], networks: dict[str, Path]) -> list[str]:
+    """Write spec.json and return the arguments of the training process. `networks` are weights, of teacher and student.
 
-    Raises SpecError for a spec of another version, WeightsError for a teacher or student that is not there,
-    StorageError for the disk.
+    Raises WeightsError for weights that are gone, StorageError for the disk.
     """
-    spec = parse_spec(claim.spec)
-    folder = settings.run_dir(claim.job_id)
-    files = weights_by_reference(session, settings, spec)
+    for part, path in networks.items():
+        if not path.exists():
+            by = "job" if spec[part].get("job") else "model"
+            message = f"The files of {by} {spec[part][by]!r} are gone: there is no {path}."
+            hint = "Choose another version." if by == "model" else "Name another job, or run that one again."
+            raise WeightsError(message, field=f"/{part}/{by}", hint=hint)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "spec.json", json.dumps(claim.spec, indent=2) + "\n")
+        _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"The run folder {folder} cannot be written: {error.strerror}.") from error
-    return [str(folder / "spec.json"), "--out", str(folder), *files]
+    options = [word for part, path in networks.items() for word in (f"--{part}", str(path))]
+    return [str(folder / "spec.json"), "--out", str(folder), *options]
 
 
 def log_tail(path: Path, lines: int = 40, limit_bytes: int = 64 * 1024) -> str:
@@ -63,6 +61,11 @@ class Tail:
         self.offset = offset
         self.last: dict[str, Any] | None = None
         self._fresh_from = 0
+
+    @property
+    def end(self) -> int:
+        """The offset after the last complete line of the whole file."""
+        return max((after for _, after in read_lines(self.path)), default=0)
 
     def skip_to_fresh(self) -> None:
         """Lines from here on are this attempt's."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from jobs.resources import Offer
 from jobs.settings import Settings
+from jobs.storage import Storage, storage_of
 from worker import launch
 from worker.board import Board
 from worker.fork_server import ForkServer, ServerGone
@@ -26,6 +27,11 @@ class Slot:
     board: Board = field(default_factory=Board)
     command: Sequence[str] = TRAINING
     server: ForkServer = field(default_factory=ForkServer)
+
+    @cached_property
+    def storage(self) -> Storage:
+        """Made on first use, so after any fork. Raises StorageError."""
+        return storage_of(self.settings)
 
     def warm_up(self) -> None:
         """Have a server at hand for the next job, in the background."""

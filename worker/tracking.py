@@ -4,14 +4,11 @@ MLflow is a mirror: when it is away, jobs run on and are copied later. Each job 
 batch that is sent twice writes the same points again, which MLflow keeps once. Runs, models and versions carry the tag
 `job_id` and are looked up before they are made, so a controller that dies between two calls makes none twice.
 
-Two controllers do not track at once: a lock on a file of the shared storage is held by the one that does. A file, for
-it works alike with SQLite and PostgreSQL, holds no transaction open during slow calls, and is let go by the kernel when
-its holder dies, at whatever instruction.
+Two controllers do not track at once: `worker.turn`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -22,7 +19,7 @@ from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
 from threading import Event
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")  # s; the default waits for an hour in all
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -39,19 +36,23 @@ import numpy as np
 from mlflow.entities import LoggedModelStatus, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import Schema, TensorSpec
 
 from jobs import db, store
 from jobs.measurements import measurements, params_of
 from jobs.settings import Settings
 from jobs.status import TERMINAL, Status
-from jobs.tables import JobEventRow, JobRow
+from jobs.storage import storage_of
+from jobs.tables import JobEventRow, JobRow, ModelRow
+from worker.turn import Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ROUND_S = 1.0
 ALIASES_S = 10.0  # people may move an alias in MLflow's UI
+ORPHANS_S = 3600.0
 LONGEST_DELAY_S = 60.0
 JOBS = 200  # in one round
 EVENTS = 500  # in one transaction
@@ -68,6 +69,7 @@ RUN_STATUS = {Status.SUCCEEDED: "FINISHED", Status.FAILED: "FAILED", Status.CANC
 LATEST_GOOD = "latest-good"
 LABEL = "label."  # before the name of a label, as a tag
 NOTED = {"note", "request"}  # events that become lines of notes.txt
+INSTALLATION = "dsd_installation"  # tag of a run: the database that knows its job
 
 
 class Tracker:
@@ -77,11 +79,12 @@ class Tracker:
         self.settings = settings
         self.url = url
         self.engine = db.make_engine(settings.db_url)
+        self.storage = storage_of(settings)
         mlflow.set_tracking_uri(url)
         self.client = mlflow.MlflowClient(url)
-        self._lock: IO[str] | None = None
+        self._turn = Turn(self.engine, "tracking", settings.home_dir)
         self._experiment_id: str | None = None
-        self._aliases_at = 0.0
+        self._aliases_at = self._orphans_at = 0.0
         self._again_at: dict[str, tuple[float, float]] = {}  # job: when to try again, and the delay that led there
 
     def run(self, stop: Event) -> None:
@@ -99,7 +102,7 @@ class Tracker:
 
     def round(self, stop: Event) -> bool:
         """Bring every job up to date whose turn it is. False: MLflow does not answer."""
-        if not self._holds_lock():
+        if not self._turn.take():
             return True
         with db.reading(self.engine) as s:
             rows = [row for row in store.tracking_due(s, JOBS) if row.started_at is not None or row.status in TERMINAL]
@@ -114,27 +117,15 @@ class Tracker:
         if time.monotonic() >= self._aliases_at:
             self._copy_aliases()
             self._aliases_at = time.monotonic() + ALIASES_S
+        if time.monotonic() >= self._orphans_at:
+            self._close_orphans()
+            self._orphans_at = time.monotonic() + ORPHANS_S
         return True
 
     def close(self) -> None:
         """Let another controller track."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._turn.give_up()
         self.engine.dispose()
-
-    def _holds_lock(self) -> bool:
-        if self._lock is not None:
-            return True
-        self.settings.storage_dir.mkdir(parents=True, exist_ok=True)
-        file = open(self.settings.storage_dir / "tracking.lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            return False
-        self._lock = file
-        return True
 
     # --- one job ------------------------------------------------------------------------------------------------------
 
@@ -162,8 +153,7 @@ class Tracker:
             self._set(row, tracking="pending", tracking_seq=seq, tracking_error=None)
         if row.status in TERMINAL:
             self._close_run(row, run_id)
-            leaves_model = row.status == Status.SUCCEEDED and row.kind != "evaluate"
-            registered = {"model_version": self._register(row, run_id)} if leaves_model else {}
+            registered = self._keep_or_forget(row, run_id)
             self._set(row, tracking="synced", tracking_seq=seq, tracking_error=None, **registered)
 
     def _open_run(self, row: JobRow) -> str:
@@ -171,7 +161,7 @@ class Tracker:
         experiment_id = self._experiment()
         found = self.client.search_runs([experiment_id], f"tags.job_id = '{row.id}'", max_results=1)
         tags = {"job_id": row.id, "kind": row.kind, "spec_digest": row.spec_digest, "mlflow.source.name": "dsd"}
-        tags |= _label_tags(row)
+        tags |= {INSTALLATION: self._installation(), **_label_tags(row)}
         run = found[0] if found else self.client.create_run(experiment_id, _ms(row.started_at), tags, row.name)
         run_id: str = run.info.run_id
         for params in _chunks([Param(name, text) for name, text in params_of(row.spec).items()], PARAMS):
@@ -188,10 +178,9 @@ class Tracker:
         ]
         for chunk in _chunks(metrics, METRICS):
             self.client.log_batch(run_id, metrics=chunk)
-        folder = self.settings.run_dir(row.id)
         for event in events:
-            if event.type == "picture" and (folder / event.data["path"]).is_file():
-                self.client.log_artifact(run_id, str(folder / event.data["path"]), "pictures")
+            if event.type == "picture":
+                self._log_file(row, run_id, event.data["path"], "pictures")
         types = {event.type for event in events}
         if "checkpoint" in types:
             index = [event.data for event in self._events(row.id, 0, ["checkpoint"], limit=10_000)]
@@ -212,14 +201,59 @@ class Tracker:
             self.client.set_tag(run_id, tag, value)
 
     def _close_run(self, row: JobRow, run_id: str) -> None:
-        log_file = self.settings.run_dir(row.id) / "log.txt"
-        if log_file.is_file():
-            self.client.log_artifact(run_id, str(log_file))
+        self._log_file(row, run_id, "log.txt")
         self.client.set_tag(run_id, "reason", row.reason)
         self.client.set_tag(run_id, "attempt", str(row.attempt))
         if row.error is not None:
             self.client.set_tag(run_id, "error", row.error["message"])
         self.client.set_terminated(run_id, RUN_STATUS[Status(row.status)], _ms(row.finished_at))
+
+    def _log_file(self, row: JobRow, run_id: str, name: str, to: str | None = None) -> None:
+        """Copy a file of the run folder, where there is one."""
+        with self.storage.borrowed(row.id, name) as path:
+            if path is not None and path.is_file():
+                self.client.log_artifact(run_id, str(path), to)
+
+    # --- what retention has taken -------------------------------------------------------------------------------------
+
+    def _keep_or_forget(self, row: JobRow, run_id: str) -> dict[str, int]:
+        """Register the student of a job that succeeded, or delete what retention has marked of it."""
+        if row.files_gone_at is not None:
+            get_artifact_repository(self.client.get_run(run_id).info.artifact_uri).delete_artifacts()
+        with db.reading(self.engine) as s:
+            model = store.model_of(s, row.id)
+        if model is not None and model.files_gone_at is not None:
+            self._forget_version(row, model)
+        elif row.status == Status.SUCCEEDED and row.kind != "evaluate" and row.files_gone_at is None:
+            return {"model_version": self._register(row, run_id)}
+        return {}
+
+    def _forget_version(self, row: JobRow, model: ModelRow) -> None:
+        """Delete a version, its files in MLflow and those in the storage; unless an alias has come to stand for it."""
+        if model.version in self._aliases_of(model.name).values():
+            with db.begin(self.engine) as s:
+                store.unmark_student(s, row.id)
+            return
+        for version in self.client.search_model_versions(f"name = '{model.name}' and tags.job_id = '{row.id}'"):
+            self.client.delete_model_version(model.name, version.version)
+        for logged in self.client.search_logged_models([self._experiment()], f"tags.job_id = '{row.id}'"):
+            get_artifact_repository(logged.artifact_location).delete_artifacts()
+            self.client.delete_logged_model(logged.model_id)
+        names = [f"student/{entry['path']}" for entry in model.files]
+        self.storage.remove(row.id, names)
+
+    def _close_orphans(self) -> None:
+        """End the runs of this database's jobs that it knows no longer, such as after it was restored."""
+        with db.reading(self.engine) as s:
+            mine = store.installation(s)
+            query = f"tags.{INSTALLATION} = '{mine}' and attributes.status = 'RUNNING'"
+            runs = self.client.search_runs([self._experiment()], query)
+            known = store.kept_jobs(s, [run.data.tags["job_id"] for run in runs])
+        for run in runs:
+            if run.data.tags["job_id"] not in known:
+                log.warning("tracking.orphan run=%s job=%s", run.info.run_id, run.data.tags["job_id"])
+                self.client.set_tag(run.info.run_id, "reason", "no such job")
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
     # --- the registered model -----------------------------------------------------------------------------------------
 
@@ -250,8 +284,11 @@ class Tracker:
         return version
 
     def _create_version(self, row: JobRow, run_id: str, tags: dict[str, str]) -> Any:
-        card = (self._student(row) / "README.md").read_text(encoding="utf-8")
-        model_id = self._logged_model(row, run_id, tags)
+        with self.storage.borrowed(row.id, "student") as student:
+            if student is None:
+                raise FileNotFoundError(f"There is no student of job {row.id} in {self.storage.place}.")
+            card = (student / "README.md").read_text(encoding="utf-8")
+            model_id = self._logged_model(row, run_id, tags, student)
         try:
             self.client.create_registered_model(row.name)
         except MlflowException as error:
@@ -261,7 +298,7 @@ class Tracker:
             row.name, f"models:/{model_id}", run_id, tags=tags, description=card, model_id=model_id
         )
 
-    def _logged_model(self, row: JobRow, run_id: str, tags: dict[str, str]) -> str:
+    def _logged_model(self, row: JobRow, run_id: str, tags: dict[str, str], student: Path) -> str:
         """The id of the job's files in MLflow: uploaded before, or now, as a model from code (no pickle)."""
         experiment_id = self._experiment()
         for model in self.client.search_logged_models([experiment_id], f"tags.job_id = '{row.id}'"):
@@ -274,7 +311,7 @@ class Tracker:
             run_id=run_id,
             model_id=model.model_id,
             python_model=str(SERVED_MODEL),
-            artifacts={"student": str(self._student(row))},
+            artifacts={"student": str(student)},
             signature=SIGNATURE,
             input_example=np.zeros((1, 64, 64, 3), np.uint8),
             pip_requirements=REQUIREMENTS,
@@ -309,8 +346,9 @@ class Tracker:
             self._experiment_id = found.experiment_id if found else self.client.create_experiment(name)
         return self._experiment_id
 
-    def _student(self, row: JobRow) -> Path:
-        return self.settings.run_dir(row.id) / "student"
+    def _installation(self) -> str:
+        with db.reading(self.engine) as s:
+            return store.installation(s)
 
     def _events(self, job_id: str, seq: int, types: list[str] | None = None, limit: int = EVENTS) -> list[JobEventRow]:
         with db.reading(self.engine) as s:

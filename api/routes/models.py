@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
-from api.deps import Database, SettingsOf
+from api.deps import Database, StorageOf
 from api.errors import FileGone, ModelNotFound
-from api.files import send_file, size_of
+from api.files import send_file
 from api.registry import find_version
 from api.schemas import Model, ModelFile, Models, ModelVersion
 from jobs import db, store
@@ -63,7 +63,7 @@ def get_version(name: str, version: str, engine: Database) -> ModelVersion:
 
 
 @router.get("/models/{name}/versions/{version}/files/{file:path}", response_class=Response, responses=FILE_RESPONSES)
-def get_file(name: str, version: str, file: str, request: Request, engine: Database, settings: SettingsOf) -> Response:
+def get_file(name: str, version: str, file: str, request: Request, engine: Database, storage: StorageOf) -> Response:
     """A file of a registered student, such as `model.safetensors` or `model.onnx`; a download can be continued."""
     with db.reading(engine) as s:
         row = find_version(s, name, version)
@@ -71,18 +71,20 @@ def get_file(name: str, version: str, file: str, request: Request, engine: Datab
     if entry is None:
         known = ", ".join(entry["path"] for entry in row.files)
         raise ModelNotFound(f"{name}/{row.version} has no file {file[:200]!r}.", hint=f"It has {known}.")
-    folder = settings.run_dir(row.job_id) / "student"
-    path = folder / file
-    if not path.resolve().is_relative_to(folder.resolve()) or size_of(path) != entry["bytes"]:
+    if row.files_gone_at is not None:
+        raise FileGone(
+            f"The files of {name}/{row.version} were deleted to free storage.", hint="Run the job again to get them."
+        )
+    stored = storage.file(row.job_id, f"student/{file}")
+    if stored is None or stored.size != entry["bytes"]:
         raise FileGone(
             f"{file} of {name}/{row.version} is not in the storage as it was written.",
             hint="It was deleted or changed there; run the job again.",
         )
     return send_file(
         request,
-        path,
-        entry["bytes"],
-        media_type=MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        stored,
+        media_type=MEDIA_TYPES.get(PurePosixPath(file).suffix, "application/octet-stream"),
         etag=f'"{entry["sha256"]}"',
         headers=_file_headers(file, entry["sha256"], moving=not version.isdecimal()),
     )
@@ -114,4 +116,5 @@ def _version(row: ModelRow, aliases: dict[str, int]) -> ModelVersion:
         tags=row.tags,
         files=[ModelFile.model_validate({**entry, "url": f"{base}/{quote(entry['path'])}"}) for entry in row.files],
         created_at=row.created_at,
+        files_gone_at=row.files_gone_at,
     )

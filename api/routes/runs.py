@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Engine
 from starlette.responses import StreamingResponse
 
-from api.deps import Database, SettingsOf
-from api.files import read, send_file, size_of
+from api.deps import Database, StorageOf
+from api.errors import FileGone
+from api.files import send_file
 from api.routes.jobs import find
 from api.schemas import Metrics
 from api.series import Point, thinned
 from jobs import db, store
 from jobs.measurements import measurements
+from jobs.storage import Stored
 
 router = APIRouter(tags=["jobs"])
 
@@ -23,6 +24,7 @@ TEXT = "text/plain; charset=utf-8"
 LONGEST_TAIL = 4 * 1024 * 1024  # bytes
 BLOCK = 64 * 1024
 EVENTS = 1000
+EMPTY = Stored(0, lambda first, end: iter(()))
 
 
 @router.get("/jobs/{job_id}/logs", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -30,7 +32,7 @@ def get_logs(
     job_id: str,
     request: Request,
     engine: Database,
-    settings: SettingsOf,
+    storage: StorageOf,
     tail: Annotated[int | None, Query(ge=1, le=100_000, description="Only the last lines.")] = None,
     offset: Annotated[int, Query(ge=0, lt=2**53, description="Only what stands after this many bytes.")] = 0,
 ) -> Response:
@@ -38,23 +40,25 @@ def get_logs(
 
     `X-Log-Size` says how long the log is now: pass it as `offset` to get what comes after. Range works as well.
     """
-    path = settings.run_dir(find(engine, job_id).id) / "log.txt"
-    size = size_of(path) or 0
-    headers = {"X-Log-Size": str(size), "Cache-Control": "no-store"}
+    row = find(engine, job_id)
+    if row.files_gone_at is not None:
+        raise FileGone(f"The log of job {row.id} was deleted to free storage.", hint="Its history is kept: /events.")
+    log = storage.file(row.id, "log.txt") or EMPTY
+    headers = {"X-Log-Size": str(log.size), "Cache-Control": "no-store"}
     if tail is not None:
-        return Response(_tail(path, size, tail), media_type=TEXT, headers=headers)
+        return Response(_tail(log, tail), media_type=TEXT, headers=headers)
     if offset:
-        headers["Content-Length"] = str(max(size - offset, 0))
-        return StreamingResponse(read(path, offset, size), media_type=TEXT, headers=headers)
-    return send_file(request, path, size, media_type=TEXT, headers=headers)
+        headers["Content-Length"] = str(max(log.size - offset, 0))
+        return StreamingResponse(log.read(offset, log.size), media_type=TEXT, headers=headers)
+    return send_file(request, log, media_type=TEXT, headers=headers)
 
 
-def _tail(path: Path, size: int, lines: int) -> bytes:
+def _tail(log: Stored, lines: int) -> bytes:
     """The last lines, at most LONGEST_TAIL bytes of them."""
-    text, start = b"", size
+    text, start = b"", log.size
     while start > 0 and len(text) < LONGEST_TAIL and text.count(b"\n") <= lines:
         end, start = start, max(0, start - BLOCK)
-        text = b"".join(read(path, start, end)) + text
+        text = b"".join(log.read(start, end)) + text
     ending = b"\n" if text.endswith(b"\n") else b""
     return b"\n".join(text.removesuffix(b"\n").rsplit(b"\n", lines)[-lines:]) + ending
 

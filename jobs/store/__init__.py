@@ -8,7 +8,9 @@
     waiting      people: waiting_for, needs_of
     workers      workers: register_worker, worker_beat, has_work; people: list_workers, set_drain
     outbox       controller: due_outbox, mark_sent, mark_failed, redispatch; restand
+    webhooks     controller: due_webhooks, webhook_delivered, webhook_failed
     tracking     controller: tracking_due, set_tracking; registered models and their aliases
+    retention    controller and people: what may be deleted, and that it was
     moves        under them: the one place where a status moves
     queueing     under them: where jobs wait, and which is next
 
@@ -44,6 +46,17 @@ from jobs.store.requests import (
     set_labels,
     set_priority,
 )
+from jobs.store.retention import (
+    Kept,
+    Part,
+    in_use,
+    installation,
+    is_job_id,
+    kept_jobs,
+    mark_gone,
+    model_of,
+    unmark_student,
+)
 from jobs.store.submission import IdempotencyConflict, NeedNotFound, replayed, submit
 from jobs.store.tracking import (
     add_model_version,
@@ -55,6 +68,7 @@ from jobs.store.tracking import (
     tracking_due,
 )
 from jobs.store.waiting import Waiting, needs_of, waiting_for
+from jobs.store.webhooks import due_webhooks, webhook_delivered, webhook_failed
 from jobs.store.workers import (
     WorkerNotFound,
     forget_workers,
@@ -71,10 +85,12 @@ __all__ = [
     "Heard",
     "IdempotencyConflict",
     "JobNotFound",
+    "Kept",
     "NeedFailedError",
     "NeedNotFound",
     "NotCancellable",
     "NotPossible",
+    "Part",
     "Waiting",
     "WorkerNotFound",
     "add_model_version",
@@ -83,6 +99,7 @@ __all__ = [
     "claim",
     "claim_next",
     "due_outbox",
+    "due_webhooks",
     "estimate",
     "events_after",
     "expire_leases",
@@ -91,13 +108,19 @@ __all__ = [
     "get",
     "get_model_version",
     "has_work",
+    "in_use",
+    "installation",
+    "is_job_id",
+    "kept_jobs",
     "list_models",
     "list_page",
     "list_workers",
     "live_workers",
     "mark_failed",
+    "mark_gone",
     "mark_sent",
     "model_aliases",
+    "model_of",
     "needs_of",
     "positions",
     "redispatch",
@@ -118,6 +141,9 @@ __all__ = [
     "set_tracking",
     "submit",
     "tracking_due",
+    "unmark_student",
     "waiting_for",
+    "webhook_delivered",
+    "webhook_failed",
     "worker_beat",
 ]

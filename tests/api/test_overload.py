@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from api.main import PATIENCE_S
+from api.main import CONNECTIONS, PATIENCE_S
 from tests.api.conftest import JOBS, problem_in, serving
 
-CALLERS = 20  # more than the pool has connections
+CALLERS = CONNECTIONS + 5
 SLOW_MACHINE_S = 9.0  # without PATIENCE_S a statement takes 10 s at least, and a connection 30
 
 

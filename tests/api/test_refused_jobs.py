@@ -48,6 +48,7 @@ def refusal(service: Service, body: dict[str, Any], code: str = "invalid_spec") 
         ({"dataset": {"name": "camvid"}}, "/dataset", "needs `root`"),
         ({"name": "Not A Slug"}, "/name", "pattern"),
         ({"kind": "distill"}, "/", "needs a `teacher`"),
+        ({"webhook": "https://example.org/hook"}, "/webhook", "DSD_WEBHOOK_HOSTS"),
         (
             {"student": {"network": "espnet", "weights": "/nowhere/w.safetensors"}},
             "/student/weights",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from api.merge_patch import merged
 from jobs.status import Reason
 from tests.api.conftest import JOBS, Service, problem_in
-from tests.jobs.builders import a_queued_job, cancel, history
+from tests.jobs.builders import a_queued_job, cancel, history, lapse, moves
 
 
 def ask(service: Service, job_id: str, wish: str, **request: Any) -> Any:
@@ -29,6 +30,21 @@ def test_a_running_job_is_asked_to_end_and_asking_again_changes_nothing(service_
     assert (first.status_code, first.json()["status"]) == (202, "cancelling")
     again = service_on_each.http.post(f"{JOBS}/{claim.job_id}/cancel")
     assert (again.status_code, again.json()) == (202, first.json())
+
+
+@pytest.mark.fault("F36")
+def test_ten_cancels_at_once_are_one(service_on_each: Service) -> None:
+    queued, running = a_queued_job(service_on_each.engine), service_on_each.run().job_id
+
+    def codes(job_id: str) -> list[int]:
+        with ThreadPoolExecutor(10) as pool:
+            return sorted(pool.map(lambda _: ask(service_on_each, job_id, "cancel").status_code, range(10)))
+
+    assert codes(queued) == [202] + 9 * [409]
+    assert codes(running) == 10 * [202]
+    lapse(service_on_each.engine)  # its worker is dead
+    assert moves(service_on_each.engine, queued)[1:] == [("queued", "cancelled")]
+    assert moves(service_on_each.engine, running)[2:] == [("running", "cancelling"), ("cancelling", "cancelled")]
 
 
 @pytest.mark.parametrize("ending", ["succeeded", "cancelled"])
@@ -140,7 +156,7 @@ def test_a_clone_is_the_old_job_with_a_merge_patch_applied(service_on_each: Serv
         ({"train": {"epochs": 0}}, "/train/epochs"),
         ({"train": {"epoch": 3}}, "/train/epoch"),
         ({"name": None}, "/name"),
-        ({"needs": ["nothere"]}, "/needs"),
+        ({"needs": ["nothere"]}, "/needs/0"),
         ({"dataset": {"root": "/not/here"}}, "/dataset/root"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
 from sqlalchemy import event
 
 from jobs import db, store
@@ -60,13 +59,12 @@ def test_a_job_shows_what_it_needs_and_where_that_is(service_on_each: Service) -
     assert [need["status"] for need in failed["needs"]] == ["queued", "cancelled"]
 
 
-@pytest.mark.parametrize(("needs", "code"), [("nothere", "need_not_found"), ("cancelled", "need_failed")])
-def test_a_job_that_needs_what_cannot_come_is_refused(steady: Service, needs: str, code: str) -> None:
-    if needs == "cancelled":
-        needs = a_queued_job(steady.engine)
-        cancel(steady.engine, needs)
-    problem = problem_in(steady.http.post(JOBS, json=steady.body(needs=[needs])), 422, code)
-    assert problem["errors"][0]["field"] == "/needs" and needs in problem["detail"]
+def test_a_retry_cannot_need_what_has_failed(steady: Service) -> None:
+    need = a_queued_job(steady.engine)
+    job = steady.submit(needs=[need])
+    cancel(steady.engine, need)
+    problem = problem_in(steady.http.post(f"{JOBS}/{job['id']}/retry"), 422, "need_failed")
+    assert problem["errors"][0]["field"] == "/needs" and need in problem["detail"]
 
 
 def test_after_a_failure_a_job_says_when_its_next_try_is(steady: Service) -> None:

@@ -35,6 +35,17 @@ VERSION = {
     "version": 2, "aliases": ["latest-good"], "miou": 0.55, "job_id": "job_1", "created_at": scenes.AT, "files": [],
 }  # fmt: skip
 MODEL = {"name": "espnet", "aliases": {"latest-good": 2}, "versions": [VERSION]}
+HELD = {
+    "place": "/storage",
+    "runs": 3,
+    "bytes": 6_000_000,
+    "keep_checkpoint_days": 7,
+    "keep_days": None,
+    "keep_bytes": None,
+}
+HELD |= {"checkpoint_bytes": 3_000_000, "student_bytes": 2_000_000, "other_bytes": 1_000_000}
+REMOVAL = {"job_id": "job_1", "name": "espnet", "part": "checkpoints", "bytes": 3_000_000, "why": "the job is old"}
+PRUNED = {"dry_run": True, "bytes": 3_000_000, "data": [REMOVAL]}
 STORY = [{"seq": n, "at": data["at"], "type": data["type"], "data": data} for n, data in enumerate(scenes.run(), 1)]
 STREAM = "".join(f"id: {event['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in STORY)
 
@@ -48,6 +59,8 @@ def service(wire: Wire) -> Iterator[Wire]:
     wire.on("/api/v1/jobs/job_1/logs", sends(b"line\n"))
     wire.on("/api/v1/jobs/job_1/events", sends((STREAM + "event: end\ndata: {}\n\n").encode()))
     wire.on("/api/v1/models", says({"data": [MODEL]}))
+    wire.on("/api/v1/storage", says(HELD))
+    wire.on("/api/v1/storage/prune", says(PRUNED))
     yield wire
 
 
@@ -63,7 +76,9 @@ def process(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["jobs", "show job_1", "watch job_1", "cancel job_1", "models"], ids=lambda command: command.split()[0]
+    "command",
+    ["jobs", "show job_1", "watch job_1", "cancel job_1", "models", "storage", "storage prune"],
+    ids=lambda command: command.replace(" ", "-"),
 )
 def test_json_is_one_document_and_all_there_is_on_stdout(service: Wire, command: str) -> None:
     result = dsd(service, *command.split(), "--json")
@@ -76,6 +91,10 @@ def test_people_see_tables(service: Wire) -> None:
     assert "espnet/2" in dsd(service, "show", "job_1").stdout
     assert "latest-good" in dsd(service, "models").stdout
     assert dsd(service, "show", "job_1", "--log").stdout == "line\n"
+    assert "3.00 MB" in dsd(service, "storage").stdout
+    listed = dsd(service, "storage", "prune", "--dry-run").stdout
+    assert "the job is old" in listed and "3.00 MB would go" in listed
+    assert service.requests[-1][:2] == ("POST", "/api/v1/storage/prune?dry_run=true")
 
 
 def test_watching_tells_the_story_and_ends_with_the_table(service: Wire) -> None:

@@ -102,6 +102,13 @@ def test_bad_data_exits_65_with_a_failed_event_that_names_the_file(tmp_path):
     assert failed.type == "failed" and failed.code == "invalid_data" and "val_001.png" in failed.message
 
 
+@pytest.mark.fault("F33")
+def test_a_run_folder_that_cannot_be_written_exits_74_and_names_it(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("run", write(small_spec(None), tmp_path), "--out", tmp_path / "file" / "out")
+    assert done.returncode == 74 and str(tmp_path / "file" / "out") in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_wrong_job_file_exits_78_and_names_every_field(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text("name: x\ndatset: {name: streets}\nstudent: {network: espnt}\n")

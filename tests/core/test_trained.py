@@ -61,7 +61,7 @@ def test_a_student_is_scored_as_the_options_say_and_nothing_is_written(weights: 
     assert not (tmp_path / "student").exists()
 
 
-def test_an_export_writes_the_student_for_the_size_it_was_asked_for_and_its_file_alone_is_scored_alike(
+def test_an_export_is_the_student_at_the_size_it_was_asked_for_and_is_scored_alike(
     weights: Path, tmp_path: Path
 ) -> None:
     changes = {"dataset": DATASET | {"size": [48, 80]}, "export": {"precision": "float16"}}

@@ -22,7 +22,7 @@ from tests.worker.service import Service, scripted, until
 ENDS_S = 120.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Site(Service):
     """Jobs are submitted here, and everything submitted is answered for at the end of the case (`check`)."""
 
@@ -141,7 +141,8 @@ def a_site(
     settings = Settings(home=folder, database_url=database_url, broker_url=valkey.url, mlflow_url=None, **QUICK)
     db.migrate(database_url)
     engine = db.make_engine(database_url)
-    site = Site(settings, engine, Fleet(settings, folder), valkey, None, golden)
+    fleet = Fleet(settings, folder)
+    site = Site(settings, engine, fleet=fleet, valkey=valkey, postgres=None, golden=golden)
     try:
         yield site
     finally:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from jobs import db, store
 from jobs.status import Reason, Status
 from jobs.store import Claim
-from tests.jobs.builders import LEASE_S, a_queued_job, a_running_job, a_spec, job, moves, outbox
+from tests.jobs.builders import LEASE_S, a_queued_job, a_running_job, a_spec, claim_next, job, moves, outbox
 
 T = TypeVar("T")
 
@@ -47,8 +47,9 @@ def cancel(job_id: str) -> Callable[[Session], str | None]:
 
 
 @pytest.mark.fault("F38")
-def test_of_two_claimers_exactly_one_wins_every_time(engine: Engine) -> None:
-    for _ in range(100):
+@pytest.mark.parametrize("times", [50, pytest.param(500, marks=pytest.mark.faults_only)])
+def test_of_two_claimers_exactly_one_wins_every_time(engine: Engine, times: int) -> None:
+    for _ in range(times):
         job_id = a_queued_job(engine)
         claims = together(engine, claim(job_id, "worker-1"), claim(job_id, "worker-2"))
         (winner,) = [won for won in claims if won is not None]
@@ -116,3 +117,15 @@ def test_two_controllers_take_each_lapsed_job_once(engine: Engine) -> None:
     first, second = together(engine, store.expire_leases, store.expire_leases)
     assert sorted(first + second) == ids
     assert all(job(engine, job_id).attempt == 2 for job_id in ids)
+
+
+@pytest.mark.fault("F38")
+def test_workers_that_look_for_work_at_once_each_get_a_job_of_their_own(engine: Engine) -> None:
+    ids = sorted(a_queued_job(engine) for _ in range(60))
+
+    def claim_fifteen(worker: str) -> list[Claim | None]:
+        return [claim_next(engine, worker=worker) for _ in range(15)]
+
+    with ThreadPoolExecutor(4) as pool:
+        won = [claim for claims in pool.map(claim_fifteen, "abcd") for claim in claims]
+    assert sorted(claim.job_id for claim in won if claim is not None) == ids

@@ -47,6 +47,8 @@ def test_a_paused_job_is_not_claimed_until_it_is_resumed(engine: Engine) -> None
     ask(engine, store.request_pause, job_id)
     ask(engine, store.request_pause, job_id)
     assert claim_next(engine) is None and outbox(engine) == []
+    with db.begin(engine) as s:
+        assert store.claim(s, job_id, 1, "worker-1", LEASE_S) is None
     ask(engine, store.request_resume, job_id)
     assert len(outbox(engine)) == 1
     assert claimed(engine, job_id).attempt == 1

@@ -12,9 +12,11 @@ from dsd_core.distill.presets import DEFAULT_PRESET, preset_losses
 from dsd_core.spec import parse_spec
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # last: it has a `queue` that is not the standard library's
 import camvid_losses
 import losses as loss_costs
+
+from benchmarks import queue as queue_costs
 
 METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd", "dsd_cwd")
 
@@ -36,11 +38,20 @@ def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
     assert preset_losses(method)[1:] == compared[1:]
 
 
-@pytest.mark.parametrize(("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs)])
+@pytest.mark.parametrize(
+    ("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs)]
+)
 def test_the_committed_table_is_that_of_the_committed_figures(name: str, module: object) -> None:
     figures = ROOT / "benchmarks" / "results" / f"{name}.json"
     report = json.loads(figures.read_text())
     assert module.markdown(report) == figures.with_suffix(".md").read_text()  # type: ignore[attr-defined]
+
+
+def test_listing_and_claiming_cost_no_more_than_twice_as_much_with_a_million_jobs() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "queue.json").read_text())
+    assert (report["sizes"]["large"]["finished"], report["sizes"]["large"]["queued"]) == (1_000_000, 10_000)
+    held = {row["cost"]: row["ratio"] for row in report["costs"] if row["cost"].startswith(queue_costs.PROMISED)}
+    assert {"GET /jobs", "claim"} < held.keys() and max(held.values()) <= 2.0
 
 
 def test_the_default_preset_is_the_one_that_won() -> None:

@@ -23,15 +23,15 @@ from packaging.utils import canonicalize_name
 from dsd_core.models.licences import ALLOW
 from jobs.settings import Settings
 from tests.conftest import ROOT
-from tests.system.compose import FILE, OURS, SERVICES, VARIABLE, seconds
+from tests.system.compose import FILE, OURS, SERVICES, VARIABLE, interpolate, seconds
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = ("api", "client", "deploy", "dsd_core", "jobs", "worker")
 ONE_SHOT = ("migrate",)
 IMAGES = {  # the extras in each image, and what it runs
-    "api": (["api"], ["api.main", "deploy.migrate", "deploy.health"]),
-    "tracking": (["worker"], ["worker.controller", "deploy.health"]),
-    "worker": (["core", "worker"], ["worker.tasks", "dsd_core.__main__", "deploy.health"]),
+    "api": (["api", "s3"], ["api.main", "deploy.migrate", "deploy.health"]),
+    "tracking": (["worker", "s3"], ["worker.controller", "deploy.health"]),
+    "worker": (["core", "worker", "s3"], ["worker.tasks", "dsd_core.__main__", "deploy.health"]),
 }
 
 
@@ -156,7 +156,8 @@ def test_workers_have_time_for_a_checkpoint() -> None:
 def test_run_folders_are_shared_and_data_cannot_be_written() -> None:
     for name in ("api", "controller", "worker", "worker-cpu"):
         mounts = {volume["target"]: volume for volume in SERVICES[name]["volumes"]}
-        assert mounts[SERVICES[name]["environment"]["DSD_STORAGE"]]["source"] == "storage"
+        storage = interpolate(SERVICES[name]["environment"]["DSD_STORAGE"], {})
+        assert mounts[storage]["source"] == "storage"
         if name != "controller":
             assert mounts[SERVICES[name]["environment"]["DSD_DATA_ROOTS"]]["read_only"] is True
     named = {v["source"] for service in SERVICES.values() for v in service.get("volumes", ()) if v["type"] == "volume"}

@@ -31,10 +31,10 @@ def in_background(service: Service) -> Iterator[Callable[..., RunningWorker]]:
     """Run an attempt in a thread. Threads end before the test does."""
     workers: list[RunningWorker] = []
 
-    def start(job_id: str, **settings: float) -> RunningWorker:
-        """`settings` are changes to those of the service."""
+    def start(job_id: str, host: Service = service, **settings: float) -> RunningWorker:
+        """`settings` are changes to those of the host, the service's own unless another is given."""
         board, ended = Board(), []
-        chosen = replace(service, settings=service.settings.model_copy(update=settings))
+        chosen = replace(host, settings=host.settings.model_copy(update=settings))
         worker = RunningWorker(board, Thread(target=lambda: ended.append(chosen.run(job_id, board))), ended)
         worker.thread.start()
         workers.append(worker)

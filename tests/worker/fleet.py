@@ -37,6 +37,7 @@ class Fleet:
         self.settings = settings
         self.logs = logs
         self.processes: list[Process] = []
+        self.under: list[str] = []  # a module with its arguments that runs those that are started from now on
 
     def worker(self, name: str, app: str = SCRIPTED_TASKS, **options: Any) -> Process:
         command = ["celery", "-A", app, "worker", "-P", "prefork", "-c", "1", "-n", name]
@@ -59,7 +60,9 @@ class Fleet:
             arguments = ["tests.faults.wrong_clock", str(clock_s), *arguments]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("DSD_")}
         environment |= variables(self.settings.model_copy(update=changes)) | ({"DSD_FAULT": fault} if fault else {})
-        process = spawn([sys.executable, "-m", *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment)
+        process = spawn(
+            [sys.executable, "-m", *self.under, *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment
+        )
         self.processes.append(process)
         return process
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 from dsd_core.errors import DivergedError
@@ -59,6 +61,14 @@ def act(word: str, attempt: int, out: Path, emit: EventFile) -> int | None:
     if word == "steps":
         for step in range(1, int(number) + 1):
             emit(progress(step))
+    elif word == "checkpoint":
+        emit(checkpoint(int(number), attempt, out))
+    elif word == "student":
+        (out / "student").mkdir(exist_ok=True)
+        (out / "student" / "model.safetensors").write_bytes(b"weights")
+    elif word == "list":
+        found = sorted(path.parent.name for path in out.glob("checkpoints/*/manifest.json"))
+        emit(Note(message=f"found {' '.join(found)}"))
     elif word == "hang":  # until SIGTERM, then as the core does
         signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
         emit(Note(message="hanging"))
@@ -115,6 +125,20 @@ def progress(step: int) -> Progress:
         eta_s=3.0,
         system={"cpu_utilization_percentage": 50.0},
     )
+
+
+def checkpoint(step: int, attempt: int, out: Path) -> Checkpoint:
+    """Written as the core does, without syncing; of older ones the newest stays."""
+    folder = out / "checkpoints" / f"{step:08d}-{attempt}"
+    folder.mkdir(parents=True)
+    contents = {"tensors.safetensors": bytes([step]) * 5000, "state.json": b"{}"}
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    manifest = {n: {"bytes": len(data), "sha256": sha256(data).hexdigest()} for n, data in contents.items()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for old in sorted(folder.parent.iterdir())[:-2]:
+        shutil.rmtree(old)
+    return Checkpoint(phase="student", step=step, total_step=step, path=str(folder), bytes=5002, sha256="c" * 64)
 
 
 def finish(out: Path, emit: EventFile, beats_floor: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
@@ -60,6 +60,7 @@ class Service:
 
     settings: Settings
     engine: Engine
+    command: Sequence[str] = SCRIPTED
 
     def submit(self, script: str, *, max_attempts: int = 3, **fields: Any) -> str:
         return self.queue(parse_spec(scripted(script) | fields), max_attempts)
@@ -94,7 +95,7 @@ class Service:
         self.ask(store.request_cancel, job_id)
 
     def slot(self, board: Board | None = None) -> Slot:
-        return Slot(self.settings, OFFER, board or Board(), SCRIPTED)
+        return Slot(self.settings, OFFER, board or Board(), self.command)
 
     def run(self, job_id: str, board: Board | None = None) -> Reason | None:
         """One attempt, by a worker of this process; None also where there is nothing to claim."""

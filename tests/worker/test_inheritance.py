@@ -28,7 +28,7 @@ def test_checkpoints_come_from_the_nearest_job_that_has_some_and_are_whole(tmp_p
     for name, text in (("00000100-2", "first"), ("00000200-2", "older"), ("00000200-3", "newer"), ("9-1.tmp", "half")):
         checkpoint(near, name, text)
     checkpoint(far, "00000300-1", "far")
-    inherit(mine, [empty, near, far])
+    inherit(mine, [folder / "checkpoints" for folder in (empty, near, far)])
     assert checkpoints(mine) == {"00000100-0": "first", "00000200-0": "newer"}
     state = mine / "checkpoints" / "00000100-0" / "state.json"
     assert state.samefile(near / "checkpoints" / "00000100-2" / "state.json"), "no bytes are copied"
@@ -38,7 +38,7 @@ def test_a_job_with_checkpoints_of_its_own_keeps_to_them(tmp_path: Path) -> None
     old, mine = tmp_path / "old", tmp_path / "mine"
     checkpoint(old, "00000300-1", "old")
     checkpoint(mine, "00000100-1", "mine")
-    inherit(mine, [old])
+    inherit(mine, [old / "checkpoints"])
     assert checkpoints(mine) == {"00000100-1": "mine"}
 
 
@@ -46,7 +46,7 @@ def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
     checkpoint(tmp_path / "old", "00000300-1", "old")
     (tmp_path / "mine").write_text("a file in the place of the folder")
     with pytest.raises(StorageError, match="checkpoints of the job before"):
-        inherit(tmp_path / "mine", [tmp_path / "old"])
+        inherit(tmp_path / "mine", [tmp_path / "old" / "checkpoints"])
 
 
 def test_a_retry_of_a_retry_that_never_started_goes_on_from_the_first_job(service: Service) -> None:

@@ -12,7 +12,7 @@ from dsd_core.spec import parse_spec
 from jobs import db, store
 from jobs.status import Reason, Status
 from tests.worker.service import Service
-from worker.references import weights_by_reference
+from worker.references import makers_of
 
 NAMED = {"name": "a", "dataset": {"name": "streets"}, "student": {"network": "espnet"}}
 ROLES = {"/teacher": {"kind": "distill"}, "/student": {"kind": "evaluate"}}
@@ -70,7 +70,7 @@ def test_a_job_that_has_not_succeeded_lends_no_student(service: Service, role: s
     for job_id, why in ((waiting, "is queued"), ("nosuchjob", "does not exist")):
         spec = parse_spec(NAMED | with_source(role, {"job": job_id}))
         with db.reading(service.engine) as s, pytest.raises(WeightsError, match=why) as caught:
-            weights_by_reference(s, service.settings, spec)
+            makers_of(s, spec)
         assert caught.value.field == f"{role}/job" and "Wait until" in str(caught.value.hint)
 
 

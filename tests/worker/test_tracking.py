@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 
 from jobs import db, store
 from jobs.status import Status
+from jobs.store import Part
+from tests.servers import TestBucket
 from tests.worker.mlflow_server import MlflowServer
 from tests.worker.service import Service, until
 from tests.worker.tiny_student import write_student
@@ -228,7 +231,7 @@ def test_one_job_that_mlflow_refuses_does_not_keep_the_others_waiting(service: S
     good = finished(service, "not-broken")
     tracker.round(NEVER)
     assert service.row(broken).tracking == "stalled"
-    assert "README.md" in (service.row(broken).tracking_error or "")
+    assert "no student" in (service.row(broken).tracking_error or "")
     assert service.row(good).tracking == "synced"
 
 
@@ -266,3 +269,68 @@ def test_a_controller_killed_while_it_registers_leaves_one_version(
     again.close()
     assert service.row(job).model_version == 1
     assert len(client.search_model_versions("name = 'killed-controller'")) == 1
+
+
+def gone(service: Service, job: str, *parts: Part) -> None:
+    with db.begin(service.engine) as s:
+        assert all(store.mark_gone(s, job, part, {}) for part in parts)
+
+
+def test_what_retention_has_taken_is_really_deleted_in_mlflow_and_the_run_stays(
+    service: Service, tracker: Tracker, mlflow_server: MlflowServer
+) -> None:
+    job = finished(service, "pruned")
+    tracker.round(NEVER)
+    run_id = service.row(job).mlflow_run_id
+    [logged] = tracker.client.search_logged_models([tracker._experiment()], f"tags.job_id = '{job}'")
+    tracker.client.delete_registered_model_alias("pruned", "latest-good")
+    gone(service, job, Part.RUN, Part.STUDENT)
+    tracker.round(NEVER)
+    [experiment] = (mlflow_server.folder / "artifacts").glob("*")
+    places = [experiment / run_id, experiment / "models" / logged.model_id]
+    assert [path for place in places for path in place.rglob("*") if path.is_file()] == []
+    assert artifacts(tracker, run_id) == set()
+    assert tracker.client.search_model_versions("name = 'pruned'") == []
+    assert tracker.client.search_logged_models([tracker._experiment()], f"tags.job_id = '{job}'") == []
+    assert tracker.client.get_run(run_id).data.metrics["student/miou"] == 0.5
+    assert not (service.folder(job) / "student").exists()
+    assert service.row(job).tracking == "synced"
+
+
+def test_a_student_that_an_alias_has_come_to_stand_for_is_kept_after_all(service: Service, tracker: Tracker) -> None:
+    job = finished(service, "rescued")
+    tracker.round(NEVER)
+    gone(service, job, Part.STUDENT)
+    tracker.round(NEVER)
+    with db.reading(service.engine) as s:
+        model = store.get_model_version(s, "rescued", "latest-good")
+    assert model is not None and model.files_gone_at is None
+    assert (service.folder(job) / "student" / "model.onnx").exists()
+
+
+def test_the_run_of_a_job_that_the_database_knows_no_longer_is_closed(service: Service, tracker: Tracker) -> None:
+    with db.reading(service.engine) as s:
+        tags = {"job_id": "0" * 19, "dsd_installation": store.installation(s)}
+    lost = tracker.client.create_run(tracker._experiment(), tags=tags).info.run_id
+    foreign = tracker.client.create_run(tracker._experiment(), tags=tags | {"dsd_installation": "x"}).info.run_id
+    tracker.round(NEVER)
+    assert tracker.client.get_run(lost).info.status == "KILLED"
+    assert tracker.client.get_run(foreign).info.status == "RUNNING"
+
+
+def test_a_student_in_a_bucket_is_registered_from_there(
+    service: Service, mlflow_server: MlflowServer, s3: TestBucket, tmp_path: Path
+) -> None:
+    own = {"database_url": service.settings.db_url, "storage": s3.storage, "home": tmp_path / "host"}
+    host = replace(service, settings=service.settings.model_copy(update=own))
+    job = host.submit("steps=1 finish", name="from-a-bucket")
+    host.run(job)
+    write_student(tmp_path / "student")
+    for path in (tmp_path / "student").iterdir():
+        s3.objects.put(job, f"student/{path.name}", path)
+    tracker = Tracker(host.settings, mlflow_server.url)
+    tracker.round(NEVER)
+    tracker.close()
+    row = service.row(job)
+    assert (row.tracking, row.tracking_error, row.model_version) == ("synced", None, 1)
+    assert {"log.txt", "pictures"} <= artifacts(tracker, str(row.mlflow_run_id))

@@ -118,15 +118,12 @@ def _stand_in_line() -> None:
 
 
 def _index_labels() -> None:
-    jobs = sa.table("jobs", sa.column("id", sa.String), sa.column("labels", sa.JSON))
-    labels = sa.table("job_labels", *(sa.column(name, sa.String) for name in ("job_id", "key", "value")))
-    connection = op.get_bind()
-    after = ""
-    while rows := connection.execute(sa.select(jobs).where(jobs.c.id > after).order_by(jobs.c.id).limit(1000)).all():
-        found = [{"job_id": row.id, "key": key, "value": value} for row in rows for key, value in row.labels.items()]
-        if found:
-            connection.execute(labels.insert(), found)
-        after = rows[-1].id
+    """In one statement: a million jobs take seconds, in which nobody else can write."""
+    each = "json_each" if op.get_bind().dialect.name == "sqlite" else "json_each_text"
+    op.execute(
+        f"INSERT INTO job_labels (job_id, key, value) SELECT jobs.id, label.key, label.value "
+        f"FROM jobs CROSS JOIN {each}(jobs.labels) AS label"
+    )
 
 
 def _announce_all() -> None:
