@@ -28,12 +28,11 @@ from dsd_core.spec import JobSpec, parse_spec
 from jobs import db, store
 from jobs.status import TERMINAL, Status
 from jobs.tables import JobEventRow, JobRow
+from tests.faults.nursery import Newborn, Nursery, nursery
 from tests.faults.site import Site, a_site
 from tests.servers import Postgres, ShortFolder, Valkey
-from tests.worker.fleet import Process
 from tests.worker.service import scripted
 
-BARE_TASKS = "tests.faults.bare_tasks"
 WORKERS = 4
 SAY_EVERY_S = 10.0
 STANDSTILL_S = 180.0  # nothing has ended for so long: what is left is lost
@@ -59,13 +58,14 @@ class Soak:
     """The jobs, what is done to them, and what is right for each."""
 
     site: Site
+    nursery: Nursery
     seed: int
     pace: Pace
     counts: Counter[str] = field(default_factory=Counter)
     over: Event = field(default_factory=Event)
     lingering: set[str] = field(default_factory=set)
     to_cancel: dict[str, float] = field(default_factory=dict)  # job: time.monotonic()
-    workers: dict[str, Process] = field(default_factory=dict)
+    workers: dict[str, Newborn] = field(default_factory=dict)
 
     def submit(self, jobs: int, seconds: float | None) -> None:
         """As fast as it goes."""
@@ -112,7 +112,7 @@ class Soak:
             self.over.wait(0.1)
 
     def start_worker(self, name: str) -> None:
-        self.workers[name] = self.site.fleet.worker(name, app=BARE_TASKS)
+        self.workers[name] = self.nursery.worker(name, self.site.fleet.logs / f"{name}.log")
 
     def _submit_one(self, spec: JobSpec, key: str) -> str:
         """With a key, so that a job whose acknowledgement was lost can be asked for again."""
@@ -132,7 +132,6 @@ class Soak:
         name = dice.choice(list(self.workers))
         self.workers[name].kill()
         self.workers[name].wait()
-        self.site.fleet.processes.remove(self.workers[name])
         self.start_worker(name)
         self.counts["kills"] += 1
 
@@ -165,8 +164,8 @@ def run(
     jobs: int, *, seconds: float | None = None, seed: int = 0, pace: Pace | None = None
 ) -> tuple[dict[str, float], list[str]]:
     """The figures, and what the oracles have to say. Submits no longer than `seconds`."""
-    with _service() as site:
-        soak, began = Soak(site, seed, pace or Pace()), time.monotonic()
+    with _service() as site, nursery(site.fleet) as born:
+        soak, began = Soak(site, born, seed, pace or Pace()), time.monotonic()
         _run(soak, jobs, seconds)
         took_s = time.monotonic() - began
         figures = _figures(site) | {name: soak.counts[name] for name in ("kills", "restarts", "flushes")}
@@ -205,6 +204,9 @@ def _run(soak: Soak, jobs: int, seconds: float | None) -> None:
             soak.torment(pool.submit(soak.submit, jobs, seconds), pool.submit(soak.cancel))
         finally:
             soak.over.set()
+            for worker in soak.workers.values():
+                worker.kill()
+                worker.wait()
 
 
 def _ended(s: Session) -> int:

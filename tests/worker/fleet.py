@@ -58,13 +58,17 @@ class Fleet:
         """Start `python -m …`; `fault` is what DSD_FAULT says to it, `clock_s` by how much its clock is fast."""
         if clock_s:
             arguments = ["tests.faults.wrong_clock", str(clock_s), *arguments]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("DSD_")}
-        environment |= variables(self.settings.model_copy(update=changes)) | ({"DSD_FAULT": fault} if fault else {})
+        environment = self.environment(**changes) | ({"DSD_FAULT": fault} if fault else {})
         process = spawn(
             [sys.executable, "-m", *self.under, *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment
         )
         self.processes.append(process)
         return process
+
+    def environment(self, **changes: Any) -> dict[str, str]:
+        """What a process of this service finds in its environment; `changes` are settings."""
+        others = {key: value for key, value in os.environ.items() if not key.startswith("DSD_")}
+        return others | variables(self.settings.model_copy(update=changes))
 
     @property
     def app(self) -> Celery:
