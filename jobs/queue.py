@@ -12,9 +12,12 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
+from jobs import broker
 from jobs.resources import QUEUE
 
 TASK = "dsd.run_job"
+
+broker.use()
 
 TRANSPORT_OPTIONS: dict[str, Any] = {
     "visibility_timeout": 600,  # s; only a message between receipt and start is ever unacknowledged

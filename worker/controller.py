@@ -18,6 +18,7 @@ from celery import Celery
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from dsd_core.fault_points import fault_point
 from jobs import db, queue, retention, store
 from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
@@ -74,6 +75,8 @@ def relay(engine: Engine, app: Celery) -> int:
     """Publish what is due; returns how many went out. While the broker is away they wait, longer each time."""
     with db.begin(engine) as s:
         due = [(row, _queue_of(s, row.job_id)) for row in store.due_outbox(s, RELAY_BATCH)]
+    if due:
+        fault_point("relay.after_take")
     sent: list[int] = []
     for row, name in due:
         try:
@@ -82,11 +85,14 @@ def relay(engine: Engine, app: Celery) -> int:
             log.warning("relay.broker_fails waiting=%s error=%s", len(due) - len(sent), error)
             break
         sent.append(row.id)
+        fault_point("relay.after_publish")
     if due:
         with db.begin(engine) as s:
             store.mark_sent(s, sent)
             for row, _ in due[len(sent) :]:
                 store.mark_failed(s, [row.id], delay_s=min(2.0**row.tries, LONGEST_DELAY_S))
+            fault_point("relay.before_mark")
+        fault_point("relay.after_mark")
     return len(sent)
 
 
@@ -120,6 +126,8 @@ class Reconciler:
             store.restand(s)
             announced = store.redispatch(s, self.settings.redispatch_s, fresh_s=self.settings.lease_s)
             store.forget_workers(s, FORGET_S)
+            fault_point("reconciler.before_commit")
+        fault_point("reconciler.after_commit")
         self.ticked_at = time.monotonic()
         if lost or announced:
             log.warning("reconciler.tick lost=%s announced_again=%s", lost, announced)

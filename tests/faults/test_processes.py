@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 
 import psutil
 import pytest
@@ -110,16 +109,27 @@ def test_a_worker_that_was_frozen_finds_its_job_taken_and_changes_nothing(site: 
 
 @pytest.mark.faults_only
 @pytest.mark.fault("F8")
-def test_a_controller_that_is_killed_again_and_again_loses_no_job(site: Site) -> None:
-    site.fleet.worker("one")
-    for number in range(6):
-        last = [site.submit("finish") for _ in range(3)][-1]
-        controller = site.fleet.controller(f"controller-{number}")
-        until(partial(site.pids, last))
-        controller.kill()
+def test_controllers_that_die_between_any_two_of_their_steps_lose_no_job_and_double_none(site: Site) -> None:
+    for number, point in enumerate(CONTROLLER_POINTS):
+        for _ in range(3):
+            site.submit("finish")
+        controller = site.fleet.controller(f"controller-{number}", fault=f"{point}:kill")
+        until(lambda: controller.poll() is not None)  # noqa: B023
+        assert controller.returncode == -signal.SIGKILL
     site.fleet.controller("last")
+    site.fleet.worker("one")
     site.all_end()
     assert {len(site.pids(job)) for job in site.ledger} == {1}
+
+
+CONTROLLER_POINTS = (
+    "relay.after_take",
+    "relay.after_publish",
+    "relay.before_mark",
+    "relay.after_mark",
+    "reconciler.before_commit",
+    "reconciler.after_commit",
+)
 
 
 @pytest.mark.faults_only
