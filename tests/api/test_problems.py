@@ -30,6 +30,8 @@ EVERY = [
     ("GET", "/api/v1/workers"),
     ("POST", "/api/v1/workers/x/drain"),
     ("POST", "/api/v1/workers/x/undrain"),
+    ("GET", "/api/v1/storage"),
+    ("POST", "/api/v1/storage/prune"),
     ("GET", "/api/v1/catalog"),
     ("GET", "/api/v1/models"),
     ("GET", "/api/v1/models/x"),

@@ -14,7 +14,7 @@ JOB_KEYS = {
     *("id", "name", "kind", "labels", "status", "reason", "progress", "queue_position", "attempt", "max_attempts"),
     *("worker", "spec", "spec_digest", "result", "error", "model", "mlflow", "run_seconds", "last_seq", "created_at"),
     *("priority", "group", "needs", "waiting_for", "request", "retry_of", "cloned_from", "paused_at", "not_before"),
-    *("estimated_start_at", "estimated_finish_at"),
+    *("estimated_start_at", "estimated_finish_at", "checkpoints_gone_at", "files_gone_at"),
     *("queued_at", "started_at", "finished_at", "cancel_requested_at", "heartbeat_at", "updated_at"),
 }
 

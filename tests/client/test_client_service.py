@@ -74,7 +74,7 @@ def test_the_commands_print_what_the_service_says(url: str, tmp_path: Path) -> N
     submitted = json.loads(dsd(url, "submit", str(tmp_path / "job.json"), "--json").stdout)
     assert submitted["status"] == "queued"
     assert submitted["id"] in dsd(url, "jobs").stdout
-    assert "queue position" in dsd(url, "show", submitted["id"]).stdout
+    assert "no worker" in dsd(url, "show", submitted["id"]).stdout
     assert "cancelled" in dsd(url, "cancel", submitted["id"]).stdout
     watched = dsd(url, "watch", submitted["id"])
     assert watched.exit_code == 1 and "cancelled" in watched.stdout
