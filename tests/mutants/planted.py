@@ -194,4 +194,35 @@ MUTANTS = (
         'values["tracking"] = case((behind, "synced"), else_="synced")',
         ("tests/jobs/test_tracking.py::test_a_job_that_moved_on_meanwhile_stays_due[sqlite]",),
     ),
+    Mutant(
+        "the reconciler gives workers no time after it was cut off itself",
+        "worker/controller.py",
+        "lost = store.expire_leases(s) if now >= self.patient_until else []",
+        "lost = store.expire_leases(s)",
+        ("tests/worker/test_controller.py::test_after_a_time_without_the_database_workers_get_one_lease_again",),
+    ),
+    Mutant(
+        "a message counts as sent while the broker is away",
+        "worker/controller.py",
+        "            break\n",
+        "            pass\n",
+        ("tests/worker/test_controller.py::test_a_message_stays_in_the_outbox_while_the_broker_is_away",),
+    ),
+    Mutant(
+        "the name of a checkpoint is not made durable",
+        "dsd_core/checkpoint.py",
+        "disk.sync_folder(folder)\n",
+        "pass\n",
+        (
+            "tests/core/test_checkpoint_crashes.py::"
+            "test_a_crash_at_any_step_of_the_writer_leaves_the_old_checkpoint_or_the_new_one",
+        ),
+    ),
+    Mutant(
+        "a checkpoint that does not match its manifest is taken",
+        "dsd_core/checkpoint.py",
+        "if _manifest(contents) != manifest:",
+        "if not manifest:",
+        ("tests/core/test_checkpoint.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so",),
+    ),
 )
