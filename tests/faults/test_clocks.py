@@ -12,7 +12,6 @@ from tests.faults.site import Site
 from tests.worker.fleet import QUICK
 from tests.worker.service import until
 
-SKEWED = "tests.faults.skewed_clock"
 YEAR_S, HOUR_S = 365 * 86_400, 3_600
 
 
@@ -23,10 +22,8 @@ YEAR_S, HOUR_S = 365 * 86_400, 3_600
 )
 def test_a_worker_a_year_ahead_keeps_its_lease_and_jobs_keep_their_order(site: Site, controller_s: int) -> None:
     first, second = site.submit("wait_for=go steps=1 finish"), site.submit("steps=1 finish")
-    site.fleet.under = [SKEWED, str(YEAR_S)]
-    site.fleet.worker("ahead")
-    site.fleet.under = [SKEWED, str(controller_s)]
-    site.fleet.controller()
+    site.fleet.worker("ahead", clock_s=YEAR_S)
+    site.fleet.controller(clock_s=controller_s)
     until(lambda: site.row(first).status == Status.RUNNING)
 
     def held_for_three_leases() -> bool:
@@ -50,14 +47,13 @@ def test_a_worker_a_year_ahead_keeps_its_lease_and_jobs_keep_their_order(site: S
 @pytest.mark.fault("F39")
 def test_an_api_an_hour_behind_queues_jobs_behind_those_of_before(site: Site) -> None:
     before = site.submit("finish")
-    site.fleet.under = [SKEWED, str(-HOUR_S)]
-    site.start_api()
+    site.start_api(clock_s=-HOUR_S)
     after = site.post().json()["id"]
     last = site.submit("finish")
     assert [before, after, last] == sorted([last, after, before])
     assert abs(site.row(after).created_at - site.row(before).created_at) < timedelta(minutes=2)
-    site.fleet.worker("one")
-    site.fleet.controller()
+    site.fleet.worker("one", clock_s=-HOUR_S)
+    site.fleet.controller(clock_s=-HOUR_S)
     site.all_end()
     started = [site.row(job).started_at for job in (before, after, last)]
     assert started == sorted(started, key=str)

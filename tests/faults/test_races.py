@@ -121,25 +121,6 @@ def test_an_answer_that_is_lost_with_the_api_is_given_again_for_the_same_key(sit
 
 
 @pytest.mark.faults_only
-@pytest.mark.fault("F39")
-def test_wrong_clocks_of_worker_and_api_change_neither_leases_nor_order(site: Site) -> None:
-    year_s = 365 * 86_400
-    site.start_api(clock_s=-3600)
-    site.fleet.controller(clock_s=year_s)
-    site.fleet.worker("early", clock_s=year_s)
-    first = site.post("wait_for=go finish").json()["id"]
-    until(lambda: site.pids(first))
-    rest = [site.post("finish").json()["id"] for _ in range(3)]
-    until(lambda: site.row(first).heartbeat_at > site.row(rest[-1]).queued_at)
-    assert site.status(first) == Status.RUNNING
-    (site.folder(first) / "go").touch()
-    site.all_end()
-    started = {job: site.row(job).started_at for job in site.ledger}
-    assert sorted(started, key=started.__getitem__) == [first, *rest]
-    each_ran_once(site)
-
-
-@pytest.mark.faults_only
 @pytest.mark.fault("F40")
 @pytest.mark.parametrize("where", ["worker.after_claim", "worker.before_spawn", "worker.after_spawn"])
 def test_a_job_whose_worker_dies_right_after_the_claim_is_given_to_another(site: Site, where: str) -> None:

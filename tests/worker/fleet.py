@@ -37,7 +37,6 @@ class Fleet:
         self.settings = settings
         self.logs = logs
         self.processes: list[Process] = []
-        self.under: list[str] = []  # a module with its arguments that runs those that are started from now on
 
     def worker(self, name: str, app: str = SCRIPTED_TASKS, **options: Any) -> Process:
         command = ["celery", "-A", app, "worker", "-P", "prefork", "-c", "1", "-n", name]
@@ -59,9 +58,7 @@ class Fleet:
         if clock_s:
             arguments = ["tests.faults.wrong_clock", str(clock_s), *arguments]
         environment = self.environment(**changes) | ({"DSD_FAULT": fault} if fault else {})
-        process = spawn(
-            [sys.executable, "-m", *self.under, *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment
-        )
+        process = spawn([sys.executable, "-m", *arguments], self.logs / f"{name}.log", signal.SIGKILL, env=environment)
         self.processes.append(process)
         return process
 
