@@ -106,7 +106,7 @@ def test_fifty_submissions_at_once_with_one_key_make_one_job_and_another_body_is
 @pytest.mark.fault("F10")
 def test_an_answer_that_is_lost_with_the_api_is_given_again_for_the_same_key(site: Site) -> None:
     """The process dies after its commit, before the client hears of it."""
-    api = site.start_api(fault="api.after_commit:kill")
+    api = site.start_api(fault="api.before_answer:kill")
     key = {"Idempotency-Key": "the-key"}
     with pytest.raises(httpx.TransportError):
         site.post("finish", **key)
