@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -14,17 +15,18 @@ EVERY_S = 0.2
 
 
 class Pulse:
-    """Counts calls into `path`, at most every 0.2 s. A disk that cannot be written stops the pulse, not the work."""
+    """Counts calls into `path`, at most every `every_s`. A disk that cannot be written stops the pulse, not the work."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, every_s: float = EVERY_S) -> None:
         self._path = path
+        self._every_s = every_s
         self._count = 0
-        self._written_at = -EVERY_S  # time.monotonic()
+        self._written_at = -math.inf  # time.monotonic()
 
     def __call__(self) -> None:
         self._count += 1
         now = time.monotonic()
-        if now - self._written_at >= EVERY_S:
+        if now - self._written_at >= self._every_s:
             self._written_at = now
             with suppress(OSError):
                 self._write(f"{self._count:012d}\n".encode())

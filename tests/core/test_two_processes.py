@@ -70,7 +70,7 @@ def curve(events: list) -> list[dict[str, float]]:
     return [event.losses for event in events if isinstance(event, Progress)]
 
 
-@pytest.mark.slow
+@pytest.mark.faults_only
 @pytest.mark.timeout(600)
 @pytest.mark.fault("F1")
 def test_two_processes_have_the_loss_curve_of_one_and_killed_or_stopped_end_with_the_same_bits(tmp_path):

@@ -29,7 +29,8 @@ def test_no_order_of_faults_breaks_a_promise_and_from_everywhere_an_end_is_reach
     check_promises(Bounds(), states=100_000)
 
 
-@pytest.mark.slow
+@pytest.mark.faults_only
+@pytest.mark.fault("F8", "F16")
 def test_nor_do_more_faults_and_more_wishes() -> None:
     check_promises(Bounds(steps=1, wishes=2), states=200_000)
 

@@ -201,7 +201,8 @@ def test_storage_without_its_package_or_of_another_kind_is_refused() -> None:
         Settings(storage="gs://bucket/prefix")
 
 
-@pytest.mark.slow
+@pytest.mark.faults_only
+@pytest.mark.fault("F11")
 def test_the_real_child_resumes_on_another_host_and_ends_with_the_very_weights(
     service: Service, s3: TestBucket, one: Service, two: Service, in_background: Start
 ) -> None:
