@@ -15,7 +15,7 @@ EVERY_S = 0.2
 
 
 class Pulse:
-    """Counts calls into `path`, at most every `every_s`. A disk that cannot be written stops the pulse, not the work."""
+    """Counts calls into `path`, written at most every `every_s`. A disk that is full stops the pulse, not the work."""
 
     def __init__(self, path: Path, every_s: float = EVERY_S) -> None:
         self._path = path
