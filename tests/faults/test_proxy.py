@@ -113,5 +113,7 @@ def test_a_commit_breaks_in_the_transaction_that_is_meant(proxy: Proxy, echo: Ec
             assert client.recv(20) == message
         client.sendall(b"COMMIT")
         assert client.recv(20) == b""
+    if reaches_server:
+        until(lambda: echo.heard.endswith(b"succeededCOMMIT"))
     assert echo.heard.endswith(b"succeededCOMMIT") is reaches_server
     assert proxy.resets == 1
