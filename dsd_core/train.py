@@ -52,6 +52,7 @@ from dsd_core.fault_points import fault_point
 from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.legs import Leg, legs, losses_of, with_seed
+from dsd_core.memory import keep_freed_memory
 from dsd_core.meter import Meter, Spent, system_metrics
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
@@ -210,6 +211,7 @@ def prepare(
 ) -> Run:
     """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
     seconds."""
+    keep_freed_memory()
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // dist.world()))
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -239,6 +241,8 @@ def prepare(
     # Names of taps and shapes of weights are proved before anything is trained.
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
+    if run.teacher is not None:
+        run.teacher.settle(learner.task.looked_at)
     refuse_too_many_processes(spec)
     if spec.train.batch // dist.world() // spec.train.accumulate == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)

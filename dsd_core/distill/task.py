@@ -12,6 +12,7 @@ from dsd_core import dist
 from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import AdversarialLoss, Channels, Layers, LossSpec, Outlook, Seen
 from dsd_core.models.frozen import Frozen
+from dsd_core.models.pointwise import pointwise_by_onednn
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 
@@ -52,11 +53,17 @@ class DistillTask(nn.Module):
             {_key(loss): loss.critic(channels) for loss in losses if isinstance(loss, AdversarialLoss)}
         )
         self._hooks = ExitStack()
+        self._hooks.enter_context(pointwise_by_onednn(student))
         self._student_taps = self._tapped(student.network, student_layers, "/student/taps")
         self._teacher_taps = {} if teacher is None else self._tapped(teacher.network, teacher_layers, "/teacher/taps")
 
+    @property
+    def looked_at(self) -> list[nn.Module]:
+        """The teacher's modules that losses look at."""
+        return [module for tap in self._teacher_taps.values() for module in tap.modules]
+
     def close(self) -> None:
-        """Remove the hooks."""
+        """Leave the networks as they were, without hooks."""
         self._hooks.close()
 
     def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from dsd_core.models.folding import fold_norms
+from dsd_core.models.pointwise import route_pointwise
 from dsd_core.models.taps import Taps, run_to_last
+
+SMALL = 64  # pixels, the side of an image that every network can take
 
 
 class Frozen(nn.Module):
@@ -31,6 +35,14 @@ class Frozen(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return self.module(*args, **kwargs)
+
+    def settle(self, looked_at: Collection[nn.Module] = ()) -> None:
+        """Make passes cheaper for good, with the same outputs up to rounding: convolutions take in the norms after
+        them, but for those among the modules `looked_at`, and on one CPU thread oneDNN computes the 1x1 ones."""
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
+            image_N3HW = torch.zeros(1, 3, SMALL, SMALL, dtype=torch.uint8, device=next(self.parameters()).device)
+            fold_norms(self, lambda: self(image_N3HW), looked_at)
+        route_pointwise(self)
 
     def run_to_taps(self, images_N3HW: Tensor, taps: Iterable[Taps]) -> None:
         """A forward pass as far as the last of `taps`, which hold their features afterwards; the logits at the size of
