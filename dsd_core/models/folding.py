@@ -16,8 +16,8 @@ def fold_norms(network: nn.Module, run: Callable[[], object], keep: Collection[n
     """Let each convolution do the batch normalisation that alone takes its output; returns those that do.
 
     The network is at rest for good. `run` is a forward pass of it, watched to see what takes what. What the modules
-    return stays the same up to rounding, but for the convolutions that took their norm in and what hands on their output;
-    the modules of `keep`, whose outputs somebody looks at, are not among them, and none is altered inside.
+    return stays the same up to rounding, but for the convolutions that took their norm in and what hands on their
+    output; the modules of `keep`, whose outputs somebody looks at, are not among them, and none is altered inside.
     """
     seen = _watch(network, run, keep)
     places = {module: (parent, name) for parent in network.modules() for name, module in parent.named_children()}
