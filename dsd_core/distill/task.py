@@ -122,7 +122,10 @@ def _features(taps: dict[str, Taps], segmenter: nn.Module, logits_NKHW: Tensor) 
     assert isinstance(segmenter, Segmenter)
     size = logits_NKHW.shape[-2:]
     padded = segmenter.padded(*size)
-    return {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
+    found = {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
+    if "logits" in found:  # a further output of a network is void
+        found["logits"] = [logits[:, : segmenter.classes] for logits in found["logits"]]
+    return found
 
 
 def _inside(feature_NCHW: Tensor, size: tuple[int, ...], padded: tuple[int, int]) -> Tensor:
