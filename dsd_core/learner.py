@@ -18,7 +18,8 @@ from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import Layers
 from dsd_core.distill.losses.double_similarity import PixelSimilarity
 from dsd_core.distill.presets import Loss
-from dsd_core.distill.task import DistillTask, Names
+from dsd_core.distill.task import DistillTask
+from dsd_core.distill.teaching import Names
 from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
 from dsd_core.models.frozen import Frozen
