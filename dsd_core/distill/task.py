@@ -43,13 +43,14 @@ class DistillTask(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher
+        self.teacher = None if recall else teacher
         self.losses = losses
+        self.teacher_layers = teacher_layers
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         channels = Channels(
             _channels(student, student.network, student_layers, "/student/taps"),
-            _channels(teacher, teacher.network, teacher_layers, "/teacher/taps") if teacher and not recall else {},
+            _channels(self.teacher, self.teacher.network, teacher_layers, "/teacher/taps") if self.teacher else {},
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
@@ -60,8 +61,8 @@ class DistillTask(nn.Module):
         self._student_taps = tapped(self._hooks, student.network, student_layers, "/student/taps")
         self._recall = recall
         self._teaching: Teaching | None = None
-        if teacher is not None and recall is None:
-            self._teaching = Teaching(teacher, teacher_layers)
+        if self.teacher is not None:
+            self._teaching = Teaching(self.teacher, teacher_layers)
             self._hooks.callback(self._teaching.close)
         self._bases = bases_of(losses)
 

@@ -25,6 +25,16 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
+    def rest(self) -> None:
+        """Leave memory: names and shapes stay, values go, until `wake`."""
+        if callable(release := getattr(self.network, "release", None)):
+            release()
+        self.module.to("meta")
+
+    def wake(self, module: nn.Module) -> None:
+        """Work again, with this module in place of the one that rested."""
+        self.module = module.requires_grad_(False).eval()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return self.module(*args, **kwargs)
