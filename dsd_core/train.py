@@ -47,6 +47,7 @@ from dsd_core.events import (
     Result,
     Score,
     SeedResult,
+    SignalsUse,
     Started,
     StepCost,
     Subject,
@@ -95,6 +96,7 @@ class Run:
     teacher_masks: dict[int, np.ndarray] = field(default_factory=dict)  # of validation images that are drawn
     recall: Recall | None = None  # None: the teacher is in the loop
     recalled: Counts = field(default_factory=Counts)  # by earlier attempts, in all processes
+    signals: SignalsUse | None = None  # what came of it, once all is trained
     scores: dict[str, Score] = field(default_factory=dict)  # of the teacher and of each leg, by name
     spent: dict[str, Spent] = field(default_factory=dict)  # on the training of each leg
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights of the student that is to be exported
@@ -206,7 +208,8 @@ def train(
             drop_unfinished(run, leg)
             break
     student.load_state_dict(run.kept)
-    run.recalled = recalled(run)
+    counts = recalled(run)
+    run.signals = None if run.recall is None else use_of(run.recall, spec, counts)
     return run, student
 
 
@@ -718,7 +721,7 @@ def finish(run: Run, student: Segmenter) -> Result:
         **over_seeds(seeds),
         step_cost=step_cost(run, "student"),
         baseline_step_cost=step_cost(run, "baseline") if spec.baseline else None,
-        signals=None if run.recall is None else use_of(run.recall, spec, run.recalled),
+        signals=run.signals,
         files=exported.files,
         classes=list(run.classes),
         onnx_max_error=exported.onnx_max_error,
