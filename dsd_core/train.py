@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from dsd_core import checkpoint, dist
+from dsd_core.allocator import keep_freed_memory
 from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import ViewSet, cached, steps_per_epoch, train_batches
@@ -38,6 +39,7 @@ from dsd_core.evaluate import score_split
 from dsd_core.events import (
     Checkpoint,
     Cost,
+    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -64,9 +66,10 @@ from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
 from dsd_core.pictures import draw_comparison
 from dsd_core.pulse import Pulse, read_on
-from dsd_core.signals.opening import Shift, open_recall, use_of
+from dsd_core.signals.opening import Shift, numerics, open_recall, teacher_identity, use_of
 from dsd_core.signals.plan import Plan, plan_of
 from dsd_core.signals.recall import Counts, Recall, scaled_size
+from dsd_core.signals.scores import keep_score, known_score, score_key
 from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
@@ -84,6 +87,7 @@ class Run:
     enough: Callable[[], bool]
     pulse: Callable[[], None]
     writer: checkpoint.Writer
+    store: Store  # the teacher's signals, and its scores
     device: torch.device
     environment: Environment
     train_set: Dataset
@@ -231,6 +235,7 @@ def prepare(
 ) -> Run:
     """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
     seconds."""
+    keep_freed_memory()
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // dist.world()))
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -251,7 +256,9 @@ def prepare(
         fence=fence,
         warn=lambda text: emit(_warning(text)),
     )
-    run = Run(spec, out, emit, stop, enough, pulse, writer, device, environment(device), train_set, val_set, weights)
+    run = Run(
+        spec, out, emit, stop, enough, pulse, writer, store, device, environment(device), train_set, val_set, weights
+    )
     plan = plan_of(spec)
     if spec.teacher is not None:
         wake = partial(loaded_teacher, run, teacher_weights)
@@ -261,7 +268,7 @@ def prepare(
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
     if plan is not None:
-        run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake, store)
+        run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake)
     refuse_too_many_processes(spec)
     if spec.train.batch // dist.world() == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
@@ -298,7 +305,7 @@ def plan_that_fits(run: Run, plan: Plan) -> Plan | None:
     return plan
 
 
-def recall_signals(run: Run, plan: Plan, layers: Names, load: Callable[[], torch.nn.Module], store: Store) -> Recall:
+def recall_signals(run: Run, plan: Plan, layers: Names, load: Callable[[], torch.nn.Module]) -> Recall:
     """The teacher's signals of the training images, for all legs with a teacher."""
     assert run.teacher is not None and run.teacher_digest is not None
 
@@ -311,7 +318,7 @@ def recall_signals(run: Run, plan: Plan, layers: Names, load: Callable[[], torch
         run.spec,
         run.train_set,
         Shift(run.teacher, layers, load, partial(remember_teacher, run)),
-        store,
+        run.store,
         teacher_digest=run.teacher_digest,
         network=run.teacher_network,
         device=run.device,
@@ -433,7 +440,15 @@ def judge_teacher(run: Run) -> None:
     if not run.val_set.labelled:
         run.emit(_warning("The validation images have no labels: the teacher was not held against its floor."))
         return
-    run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
+    key = teacher_score_key(run)
+    known = known_score(run.store.folder, key)
+    if any(dist.largest(known is None)) or known is None:
+        run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
+        keep_score(run.store.folder, key, run.scores["teacher"])
+    else:
+        run.scores["teacher"] = known
+        images = len(run.val_set)
+        run.emit(Evaluated(subject="teacher", step=0, total_step=0, images=images, seconds=0.0, **known.model_dump()))
     miou = run.scores["teacher"].miou or 0.0
     if miou < run.spec.teacher.floor:
         raise WeakTeacherError(
@@ -443,6 +458,16 @@ def judge_teacher(run: Run) -> None:
             " the image size, and that it knows these classes in this order. To train with it all the same, lower"
             " /teacher/floor.",
         )
+
+
+def teacher_score_key(run: Run) -> str:
+    assert run.teacher is not None and run.teacher_digest is not None
+    return score_key(
+        teacher_identity(run.teacher, run.teacher_digest, run.teacher_network),
+        f"{run.val_set.fingerprint()} {run.spec.dataset.size}",
+        run.spec.evaluate.model_dump(mode="json"),
+        numerics(run.device, run.spec),
+    )
 
 
 def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dsd_core.allocator import give_freed_memory_back
 from dsd_core.data.dataset import Dataset
 from dsd_core.distill.teaching import Names, Teaching
 from dsd_core.errors import StorageError
@@ -51,6 +52,7 @@ class Shift:
             self._teaching.close()
         self._teaching, self._resting = None, True
         self.teacher.rest()
+        give_freed_memory_back()
 
 
 def open_recall(
@@ -78,9 +80,10 @@ def open_recall(
     identity = identity_of(
         plan,
         spec,
-        teacher=_teacher_identity(shift, teacher_digest, network),
+        teacher=teacher_identity(shift.teacher, teacher_digest, network)
+        | {"layers": {kind: list(names) for kind, names in sorted(shift.layers.items())}},
         dataset_fingerprint=dataset.fingerprint(),
-        numerics=_numerics(device, spec),
+        numerics=numerics(device, spec),
     )
     try:
         recall.entry = store.open(key_of(identity), sizes, _about(plan, spec, identity))
@@ -106,9 +109,9 @@ def use_of(recall: Recall, spec: JobSpec, counts: Counts) -> SignalsUse:
     )
 
 
-def _teacher_identity(shift: Shift, digest: str, network: NetworkSpec | None) -> dict[str, Any]:
-    """The teacher's file, what was made of it, how it takes pixels, and which of its layers are looked at."""
-    segmenter = shift.teacher.module
+def teacher_identity(teacher: Frozen, digest: str, network: NetworkSpec | None) -> dict[str, Any]:
+    """The teacher's file, what was made of it, and how it takes pixels."""
+    segmenter = teacher.module
     assert isinstance(segmenter, Segmenter)
     return {
         "digest": digest,
@@ -118,12 +121,12 @@ def _teacher_identity(shift: Shift, digest: str, network: NetworkSpec | None) ->
         "reversed": segmenter.reverse_channels,
         "stride": segmenter.stride,
         "classes": segmenter.classes,
-        "layers": {kind: list(names) for kind, names in sorted(shift.layers.items())},
         "output": getattr(getattr(segmenter.network, "logits", None), "name", None),
     }
 
 
-def _numerics(device: torch.device, spec: JobSpec) -> str:
+def numerics(device: torch.device, spec: JobSpec) -> str:
+    """The kind of device and the type that networks compute with."""
     precision = Precision(device, spec.train)
     return f"{device.type} {precision.dtype if precision.enabled else torch.float32}"
 
