@@ -262,6 +262,7 @@ class Store:
             self._discard(path)
             return True
         try:
+            fault_point("signals.before_remove")
             if not lock.try_lock(IN_USE, exclusive=True) or not _is_locked(path, lock):
                 return False
             self._discard(path)
@@ -412,6 +413,7 @@ class Entry:
         """Whether the record is absent; it is then held."""
         files = self._opened()
         while self._record(number) is None:
+            fault_point("signals.before_hold")
             if files.hold(number, anyway=time.monotonic() >= until):
                 if self._record(number) is None:
                     return True
@@ -478,6 +480,7 @@ class Entry:
             with ExitStack() as undo:
                 lock = self._store.locks(path / "lock")
                 undo.callback(lock.close)
+                fault_point("signals.before_use")
                 if not _waited(lambda: lock.try_lock(IN_USE, exclusive=False), self._store.patience_s):
                     return None
                 about = _read_about(path, self.key)

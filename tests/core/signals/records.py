@@ -11,7 +11,7 @@ from pathlib import Path
 from dsd_core.signals import locks
 from dsd_core.signals.store import Entry, Store
 
-SIZES = tuple(20 + 7 * (number % 5) for number in range(48))
+SIZES = tuple(20 + 7 * (number % 5) for number in range(16))
 KEY = "c0ffee"
 
 
@@ -38,15 +38,18 @@ def found(entry: Entry) -> list[bool]:
 
 def main() -> None:
     """`fill`: all records, in batches of its own order, each told in a line. `hold`: records 0 to 3; says so, and
-    writes once it is told to. `open`: the entry, until it is told to end."""
+    writes once it is told to. `open`: the entry, until it is told to end. `prune`: says what it removed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("what", choices=["fill", "hold", "open"])
+    parser.add_argument("what", choices=["fill", "hold", "open", "prune"])
     parser.add_argument("--locks", choices=["OpenFileLocks", "ProcessLocks"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--of", default="right")
     args = parser.parse_args()
     store = Store(args.folder, patience_s=300.0, locks=getattr(locks, args.locks))
+    if args.what == "prune":
+        print(*(held.key for held in store.prune().removed))
+        return
     with store.open(KEY, SIZES, {}) as entry:
         print("ready", flush=True)
         sys.stdin.readline()

@@ -145,6 +145,9 @@ class Filler:
     def send(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def wait_until_stopped(self) -> None:
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+
 
 @contextmanager
 def fillers(
@@ -161,7 +164,7 @@ def fillers(
 
 
 def test_processes_that_fill_one_entry_fill_each_record_once(tmp_path, kind):
-    slow = ",".join(f"signals.after_data@{time}:sleep=0.1" for time in (1, 6, 11))
+    slow = ",".join(f"signals.after_data@{time}:sleep=0.1" for time in (1, 3, 5))
     with fillers(tmp_path, "fill", kind, count=3, fault=slow) as started:
         for filler in started:
             filler.hear("ready")
@@ -224,6 +227,51 @@ def test_who_has_waited_too_long_for_a_stopped_process_fills_the_records_and_the
         assert found(entry)[:4] == [True] * 4, "what readers may have had is not written over"
 
 
+def test_a_record_that_came_while_its_lock_was_taken_is_not_filled_again(tmp_path, kind):
+    with fillers(tmp_path, "fill", kind, fault="signals.before_hold:stop") as (filler,):
+        filler.hear("ready")
+        filler.go_on()
+        filler.wait_until_stopped()
+        with Store(tmp_path, locks=kind).open(KEY, SIZES, {}) as entry:
+            assert len(fill(entry)) == len(SIZES)
+        filler.send(SIGCONT)
+        assert filler.end() == []
+
+
+def test_an_entry_that_is_removed_while_it_is_opened_is_made_anew_and_in_use(tmp_path, kind):
+    store = Store(tmp_path, locks=kind)
+    store.open(KEY, SIZES, {}).close()
+    with fillers(tmp_path, "open", kind, fault="signals.before_use:stop") as (user,):
+        user.wait_until_stopped()
+        assert [held.key for held in store.prune(key=KEY).removed] == [KEY]
+        store.open(KEY, SIZES, {}).close()
+        user.send(SIGCONT)
+        user.hear("ready")
+        assert [held.key for held in store.prune(key=KEY).in_use] == [KEY]
+
+
+def test_an_entry_that_is_opened_while_it_is_removed_stays(tmp_path, kind):
+    store = Store(tmp_path, patience_s=0.0, locks=kind)
+    store.open(KEY, SIZES, {}).close()
+    with fillers(tmp_path, "prune", kind, fault="signals.before_remove:stop") as (pruner,):
+        pruner.wait_until_stopped()
+        with store.open(KEY, SIZES, {}) as entry:
+            pruner.send(SIGCONT)
+            assert pruner.end() == [] and keys(tmp_path) == [KEY]
+            fill(entry)
+
+
+def test_an_entry_that_was_made_anew_while_its_forerunner_is_removed_stays(tmp_path, kind):
+    store = Store(tmp_path, patience_s=0.0, locks=kind)
+    store.open(KEY, SIZES, {}).close()
+    with fillers(tmp_path, "prune", kind, fault="signals.before_remove:stop") as (pruner,):
+        pruner.wait_until_stopped()
+        assert [held.key for held in store.prune().removed] == [KEY]
+        store.open(KEY, SIZES, {}).close()
+        pruner.send(SIGCONT)
+        assert pruner.end() == [] and keys(tmp_path) == [KEY]
+
+
 def test_a_process_that_is_killed_while_it_makes_an_entry_leaves_none_and_the_next_tidies_up(tmp_path):
     with fillers(tmp_path, "fill", fault="signals.before_rename:kill") as (filler,):
         filler.end()
@@ -284,12 +332,19 @@ def test_an_entry_that_is_gone_is_said_in_the_process_that_wants_it(tmp_path):
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
+class Quick(Disk):
+    """One whose power does not fail."""
+
+    def sync(self, path: Path, fd: int) -> None:
+        pass
+
+
 def served_after(damage: Callable[[Path], object], whole: Path, tmp_path: Path) -> tuple[int, int]:
     """How many records of a damaged copy are served, when none of them is wrong, before and after they are filled."""
     folder = tmp_path / "damaged"
     shutil.copytree(whole, folder)
     damage(folder / f"{KEY}.signals")
-    with Store(folder).open(KEY, SIZES, {}) as entry:
+    with Store(folder, disk=Quick()).open(KEY, SIZES, {}) as entry:
         before = sum(found(entry))
         assert entry.missing() == len(SIZES) - before, "a damaged record counts as absent once it was read"
         fill(entry)
@@ -315,7 +370,7 @@ def flip(name: str, at: int, entry: Path) -> None:
 @pytest.mark.parametrize("name", ["data", "digests", "about.json"])
 def test_a_flipped_bit_is_never_served_and_is_mended_by_filling(name, whole, tmp_path):
     size = (whole / f"{KEY}.signals" / name).stat().st_size
-    for at in range(0, size, 3):
+    for at in range(size):
         before, after = served_after(partial(flip, name, at), whole, tmp_path)
         lost = {"data": (0, 1), "digests": (1,), "about.json": (0, len(SIZES))}[name]
         assert len(SIZES) - before in lost and after == len(SIZES)
@@ -382,11 +437,11 @@ def test_verifying_forgets_damaged_records_and_removes_a_damaged_entry(whole, tm
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     some_bytes(tmp_path, OTHER)
     store = Store(tmp_path)
-    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {(KEY, 48, 0), (OTHER, 2, 0)}
+    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {(KEY, len(SIZES), 0), (OTHER, 2, 0)}
     flip("data", 64, tmp_path / f"{KEY}.signals")
     flip("about.json", 0, tmp_path / f"{OTHER}.signals")
     assert [held.whole for held in store.entries()] == [False, True]
-    assert [(found.damaged, found.filled) for found in store.verify(KEY)] == [(1, 47)]
+    assert [(found.damaged, found.filled) for found in store.verify(KEY)] == [(1, len(SIZES) - 1)]
     assert [(found.key, found.whole, found.damaged) for found in store.verify()] == [(OTHER, False, 0), (KEY, True, 0)]
     assert keys(tmp_path) == [KEY]
     with store.open(KEY, SIZES, {}) as entry:
@@ -416,7 +471,7 @@ def files_up_to(size: int) -> Iterator[None]:
 
 
 def test_a_disk_that_is_full_is_found_when_the_entry_is_made_and_nothing_is_left_of_it(tmp_path):
-    with files_up_to(1024), pytest.raises(StorageError, match="takes no file so large"):
+    with files_up_to(500), pytest.raises(StorageError, match="takes no file so large"):
         Store(tmp_path).open(KEY, SIZES, {})
     assert keys(tmp_path) == [] and left_over(tmp_path) == []
 
