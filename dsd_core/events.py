@@ -58,7 +58,7 @@ class Started(_Event):
 
 
 class Progress(_Event):
-    """Every `train.log_every` steps of a phase."""
+    """Every `train.log_every` steps of a phase, and wherever gradient norms are measured (`train.norms_every`)."""
 
     type: Literal["progress"] = "progress"
     phase: Phase
@@ -69,7 +69,7 @@ class Progress(_Event):
     total_steps: int
     epoch: int
     losses: dict[str, float | None]  # "loss" and each unweighted term
-    grad_norms: dict[str, float | None] = {}  # of each weighted term at the student's parameters, and "total"
+    grad_norms: dict[str, float | None] = {}  # "total", and where measured of each weighted term at the student's
     learning_rate: float
     images_per_s: float
     eta_s: float

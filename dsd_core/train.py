@@ -270,7 +270,7 @@ def prepare(
     if plan is not None:
         run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake)
     refuse_too_many_processes(spec)
-    if spec.train.batch // dist.world() == 1:
+    if spec.train.batch // dist.world() // spec.train.accumulate == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
     if learner.started_from is not None:
         emit(Note(message=f"The student starts from {learner.started_from}"))
@@ -354,11 +354,12 @@ def _silence() -> None:
 
 
 def refuse_too_many_processes(spec: JobSpec) -> None:
-    if spec.train.batch < dist.world():
+    if spec.train.batch < dist.world() * spec.train.accumulate:
+        parts = f", each in {spec.train.accumulate} parts," if spec.train.accumulate > 1 else ""
         raise SpecError(
-            f"{dist.world()} processes cannot share batches of {spec.train.batch}.",
+            f"{dist.world()} processes{parts} cannot share batches of {spec.train.batch}.",
             field="/train/batch",
-            hint="Give each process at least one image, better two: batch normalisation sees only that share.",
+            hint="Give each part at least one image, better two: batch normalisation sees only that part.",
         )
 
 
@@ -488,9 +489,10 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
     learner.task.train()
     step = first
     for step, batch in enumerate(batches, start=first + 1):
-        logging = step % training.log_every == 0 or step in (1, steps)
+        measuring = step % training.norms_every == 0 or step in (1, steps)
+        logging = measuring or step % training.log_every == 0
         rate = learning_rate(training, step, steps)
-        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=logging)
+        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=measuring, logged=logging)
         bad |= torch.stack([~terms[loss.term].isfinite() for loss in learner.task.losses])
         meter.count_step(training.batch)
         run.pulse()

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -61,6 +62,16 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
         return self._moved(Tensor.pin_memory)
+
+    def split(self, parts: int) -> list[Batch]:
+        """As many parts with nearly the same number of images, in order; itself where it is one."""
+        if parts == 1:
+            return [self]
+        ends = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._part(slice(start, end)) for start, end in pairwise(ends)]
+
+    def _part(self, images: slice) -> Batch:
+        return replace(self._moved(lambda tensor: tensor[images]), indices=self.indices[images])
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)
