@@ -18,7 +18,8 @@ from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import Layers
 from dsd_core.distill.losses.double_similarity import PixelSimilarity
 from dsd_core.distill.presets import Loss
-from dsd_core.distill.task import DistillTask, Names
+from dsd_core.distill.task import DistillTask, Recall
+from dsd_core.distill.teaching import Names
 from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
 from dsd_core.models.frozen import Frozen
@@ -185,9 +186,10 @@ def build_learner(
     classes: int,
     device: torch.device,
     class_weights: Tensor | None,
+    recall: Recall | None = None,
 ) -> Learner:
-    """A student at its start. The same seed gives the same student, whatever the losses. Raises SpecError,
-    WeightsError."""
+    """A student at its start. The same seed gives the same student, whatever the losses. With `recall` the teacher may
+    be at rest. Raises SpecError, WeightsError."""
     training = spec.train
     torch.manual_seed(training.seed)
     student, started_from = build_student(spec, classes)
@@ -202,6 +204,7 @@ def build_learner(
         student_layers=student_layers,
         teacher_layers=teacher_layers,
         class_weights=None if class_weights is None else class_weights.to(device),
+        recall=recall,
     ).to(device)
     precision = Precision(device, training)
     torch.manual_seed((training.seed + dist.rank() * RANKS_APART) % 2**63)

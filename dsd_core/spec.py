@@ -306,6 +306,7 @@ class Resources(Part):
 
 _NOT_TRAINED_BY: dict[str, Any] = {
     **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook", "export"), True),
+    "store": True,
     "resources": {"device", "memory_gib", "labels"},
     "train": {"log_every", "checkpoints_kept", "resume"},
 }
@@ -339,6 +340,22 @@ class JobSpec(Part):
     seeds: Annotated[tuple[Seed, ...], Field(max_length=32)] = ()
     """Train once with each of these in place of train.seed, and report mean and spread. The first one's student is
     exported. Empty: train.seed alone."""
+    signals: Literal["auto", "off", "image", "view"] = "auto"
+    """How the teacher's part is kept. `image`: it sees every image once, whole, and what losses need of it is sampled
+    for each view. `view`: exact, on a fixed set of `views`. `off`: it sees every view of every epoch. `auto`: image
+    where every loss can do with it and the teacher is spared work, else off."""
+    views: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """With signals: view, how many views are drawn of each image; epoch e shows view e modulo this."""
+    view_seed: Seed = 0
+    """With signals: view, what the views are drawn from, in place of train.seed: so all seeds share them."""
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.1, le=8)], ...], Field(min_length=1, max_length=8)] = (1.0,)
+    """With signals: image, the scales at which the teacher sees each image; a view takes the one nearest its own."""
+    top_k: Annotated[int, Field(ge=1, le=255)] | None = None
+    """Of kept logits, the largest of each position; the others share what is left of the probability. None keeps
+    all."""
+    store: Literal["auto", "require"] = "auto"
+    """What happens where signals cannot be kept, as on a full disk. `auto`: the teacher computes them each time.
+    `require`: the job fails."""
     labels: dict[Slug, LabelText] = Field(default={})
     """Free key: value pairs to find the job by."""
     max_runtime_s: Annotated[float, Field(gt=0)] | None = None
@@ -412,7 +429,7 @@ class JobSpec(Part):
         if counting and self.train.accumulate > 1:
             raise ValueError(
                 f"how many pixels {', '.join(counting)} is a mean over is not known before the teacher has seen the "
-                "whole batch, because of `confidence`; leave that out, or train.accumulate."
+                "whole batch; leave out its `confidence` and `class_weights`, or train.accumulate."
             )
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")
@@ -442,6 +459,26 @@ class JobSpec(Part):
         named = [name for name, is_given in unread.items() if is_given]
         if named:
             raise ValueError(f"kind {self.kind!r} trains nothing and does not read {', '.join(named)}; leave that out.")
+
+    @model_validator(mode="after")
+    def _signals_are_read(self) -> Self:
+        of_view, of_image = ("views", "view_seed"), ("scales",)
+        read = {"off": (), "auto": of_image, "image": of_image, "view": of_view}[self.signals] if self.teacher else ()
+        kept = ("top_k", "store") if self.teacher is not None and self.signals != "off" else ()
+        asked = ("signals",) if self.teacher is not None else ()
+        fields = ("signals", *of_view, *of_image, "top_k", "store")
+        unread = [
+            name
+            for name in fields
+            if name not in (*asked, *read, *kept) and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if unread:
+            why = f"with `signals: {self.signals}`" if self.teacher is not None else f"by kind {self.kind!r}"
+            raise ValueError(
+                f"{', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not read {why}; `views` and `view_seed` go "
+                "with `signals: view`, `scales` with `signals: image`, and none of them without a teacher."
+            )
+        return self
 
     @property
     def trains(self) -> bool:

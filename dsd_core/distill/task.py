@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 
 from dsd_core import dist
 from dsd_core.data.loader import Batch
-from dsd_core.distill.loss import AdversarialLoss, Channels, Layers, LossSpec, Outlook, Seen
+from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, Seen
+from dsd_core.distill.signals import Signal
+from dsd_core.distill.teaching import Names, Teaching, features_of, tapped
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.pointwise import pointwise_by_onednn
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 
-Names = dict[Layers, tuple[str, ...]]
-"""Module names of each kind of layers, shallow to deep."""
+Recall = Callable[[Batch], Outlook]
+"""Gives the teacher's signals of a batch."""
 
 
 class DistillTask(nn.Module):
@@ -25,6 +28,7 @@ class DistillTask(nn.Module):
 
     The student learns, and with it what losses learn beside it (`projections`); `critics` learn against it. Hooks exist
     only for the kinds of layers in `student_layers` and `teacher_layers`. `class_weights` (K) weigh the labels.
+    With `recall` the teacher sees no batch here, and may be absent.
     """
 
     def __init__(
@@ -36,16 +40,18 @@ class DistillTask(nn.Module):
         student_layers: Names,
         teacher_layers: Names,
         class_weights: Tensor | None = None,
+        recall: Recall | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher
+        self.teacher = None if recall else teacher
         self.losses = losses
+        self.teacher_layers = teacher_layers
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         channels = Channels(
             _channels(student, student.network, student_layers, "/student/taps"),
-            {} if teacher is None else _channels(teacher, teacher.network, teacher_layers, "/teacher/taps"),
+            _channels(self.teacher, self.teacher.network, teacher_layers, "/teacher/taps") if self.teacher else {},
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
@@ -54,13 +60,13 @@ class DistillTask(nn.Module):
         )
         self._hooks = ExitStack()
         self._hooks.enter_context(pointwise_by_onednn(student))
-        self._student_taps = self._tapped(student.network, student_layers, "/student/taps")
-        self._teacher_taps = {} if teacher is None else self._tapped(teacher.network, teacher_layers, "/teacher/taps")
-
-    @property
-    def looked_at(self) -> list[nn.Module]:
-        """The teacher's modules that losses look at."""
-        return [module for tap in self._teacher_taps.values() for module in tap.modules]
+        self._student_taps = tapped(self._hooks, student.network, student_layers, "/student/taps")
+        self._recall = recall
+        self._teaching: Teaching | None = None
+        if self.teacher is not None:
+            self._teaching = Teaching(self.teacher, teacher_layers)
+            self._hooks.callback(self._teaching.close)
+        self._bases = bases_of(losses)
 
     def close(self) -> None:
         """Leave the networks as they were, without hooks."""
@@ -77,7 +83,7 @@ class DistillTask(nn.Module):
             batch.images_N3HW,
             batch.labels_NHW,
             batch.valid_NHW,
-            Outlook(student, _features(self._student_taps, self.student, student)),
+            Outlook(student, features_of(self._student_taps, self.student, batch.images_N3HW)),
             self._teach(batch),
             self.class_weights,
         )
@@ -109,16 +115,13 @@ class DistillTask(nn.Module):
         return torch.stack([loss.counted(self._for(loss, seen)).float() for loss in losses])
 
     def _teach(self, batch: Batch) -> Outlook | None:
-        if self.teacher is None:
+        if self._recall is not None:
+            return self._recall(batch)
+        if self._teaching is None:
             return None
-        with torch.no_grad():
-            logits = self.teacher(batch.images_N3HW)
-        return Outlook(logits, _features(self._teacher_taps, self.teacher.module, logits))
-
-    def _tapped(self, network: nn.Module, layers: Names, field: str) -> dict[str, Taps]:
-        return {
-            kind: self._hooks.enter_context(Taps(network, names, field=field)) for kind, names in sorted(layers.items())
-        }
+        if self._bases is None:
+            return self._teaching.features(batch.images_N3HW)
+        return Outlook(None, kept=self._teaching.signals(batch.images_N3HW, self._bases))
 
     def _for(self, loss: LossSpec, seen: Seen) -> Seen:
         """What the loss sees: the batch, with the modules that are its own."""
@@ -127,14 +130,11 @@ class DistillTask(nn.Module):
 
 
 def _as_if_seen(whole: Batch, part: Seen) -> Seen:
-    """The whole batch with outputs of the shapes that the part's have, and of no meaning: enough to count."""
-
-    def outlook(of: Outlook) -> Outlook:
-        features = {kind: [_grown(feature, len(whole)) for feature in found] for kind, found in of.features.items()}
-        return replace(of, logits_NKHW=_grown(of.logits_NKHW, len(whole)), features=features)
-
-    taught = None if part.teacher is None else outlook(part.teacher)
-    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, outlook(part.student), taught, part.class_weights)
+    """The whole batch with a student's outputs of the shapes that the part's have, and of no meaning: enough to
+    count."""
+    features = {kind: [_grown(x, len(whole)) for x in found] for kind, found in part.student.features.items()}
+    student = Outlook(_grown(part.student.logits, len(whole)), features)
+    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, student, None, part.class_weights)
 
 
 def _grown(tensor: Tensor, images: int) -> Tensor:
@@ -146,22 +146,12 @@ def _key(loss: LossSpec) -> str:
     return f"of_{loss.term}"
 
 
-def _features(taps: dict[str, Taps], segmenter: nn.Module, logits_NKHW: Tensor) -> dict[str, list[Tensor]]:
-    """The captured features, without the rows and columns that saw only padding beyond the image."""
-    assert isinstance(segmenter, Segmenter)
-    size = logits_NKHW.shape[-2:]
-    padded = segmenter.padded(*size)
-    return {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
-
-
-def _inside(feature_NCHW: Tensor, size: tuple[int, ...], padded: tuple[int, int]) -> Tensor:
-    if tuple(size) == padded:
-        return feature_NCHW
-    rows, columns = (
-        max(1, round(side * image / whole))
-        for side, image, whole in zip(feature_NCHW.shape[-2:], size, padded, strict=True)
-    )
-    return feature_NCHW[..., :rows, :columns]
+def bases_of(losses: tuple[LossSpec, ...]) -> tuple[Signal, ...] | None:
+    """The maps that all signals of the losses are derived from; None where a loss takes whole features."""
+    signals = [loss.signals() for loss in losses]
+    if any(asked is None for asked in signals):
+        return None
+    return tuple(dict.fromkeys(signal.base for asked in signals for signal in asked or ()))
 
 
 def _modules(found: dict[str, nn.Module | None]) -> nn.ModuleDict:

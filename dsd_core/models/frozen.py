@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, Self
 
 import torch
@@ -21,6 +21,7 @@ class Frozen(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module.requires_grad_(False)
+        self._tapped: tuple[str, ...] | None = None  # as it is settled
         self.eval()
 
     @property
@@ -32,16 +33,29 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
+    def rest(self) -> None:
+        """Leave memory: names and shapes stay, values go, until `wake`."""
+        if callable(release := getattr(self.network, "release", None)):
+            release()
+        self.module.to("meta")
+
+    def wake(self, module: nn.Module) -> None:
+        """Work again, with this module in place of the one that rested."""
+        self.module = module.requires_grad_(False).eval()
+        if self._tapped is not None:
+            self.settle(self._tapped)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
-    def settle(self, looked_at: Collection[nn.Module] = ()) -> None:
+    def settle(self, tapped: Iterable[str]) -> None:
         """Make passes cheaper for good, with the same outputs up to rounding: convolutions take in the norms after
-        them, but for those among the modules `looked_at`, and on one CPU thread oneDNN computes the 1x1 ones."""
+        them, but for those among the taps, and on one CPU thread oneDNN computes the 1x1 ones."""
+        self._tapped = tuple(tapped)
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             image_N3HW = torch.zeros(1, 3, SMALL, SMALL, dtype=torch.uint8, device=next(self.parameters()).device)
-            fold_norms(self, lambda: self(image_N3HW), looked_at)
+            fold_norms(self, lambda: self(image_N3HW), Taps(self.network, self._tapped).modules)
         route_pointwise(self)
 
     def run_to_taps(self, images_N3HW: Tensor, taps: Iterable[Taps]) -> None:

@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from dsd_core.memory import keep_freed_memory
+from dsd_core.allocator import keep_freed_memory
 
 if {keeping}:
     keep_freed_memory()
