@@ -443,6 +443,14 @@ def table(
 
 
 @app.command(context_settings=PASS_ON)
+def profile(context: typer.Context) -> None:
+    """Show where the time of a job's training step goes, and what limits it: FILE. `dsd profile --help` lists the
+    options."""
+    local.need("torch", "core", "Training")
+    local.replace_process(local.program("dsd_core", "profile", *context.args))
+
+
+@app.command(context_settings=PASS_ON)
 def evaluate(context: typer.Context) -> None:
     """Score a network, or an exported student, on a dataset. `dsd evaluate --help` lists the options."""
     local.need("torch", "core", "Evaluation")

@@ -62,6 +62,21 @@ def check(job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of Jo
 
 
 @app.command()
+def profile(
+    job: Annotated[Path, typer.Argument(help="job file, YAML or JSON of JobSpec")],
+    steps: Annotated[int, typer.Option(min=1, max=100_000, help="optimiser steps that are measured")] = 30,
+    teacher: Annotated[Path | None, typer.Option(help="weights file of the teacher, in place of the spec's")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Train for some steps and print where a step's time goes and what limits it; nothing is kept."""
+    from dsd_core.profile import profile as take
+    from dsd_core.spec import load_spec
+
+    found = take(load_spec(job), steps, teacher_weights=teacher)
+    print(json.dumps(found.as_dict()) if as_json else found.as_text())
+
+
+@app.command()
 def evaluate(
     dataset: Annotated[str, typer.Option(help="a dataset by name, such as camvid")],
     root: Annotated[str | None, typer.Option(help="the dataset's folder")] = None,

@@ -22,10 +22,12 @@ from dsd_core.distill.task import DistillTask, Recall
 from dsd_core.distill.teaching import Names
 from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
+from dsd_core.models.compiling import Compile, eagerly
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.weights import Fit, load_encoder
 from dsd_core.optim import Measured, Precision, Weights, backward, build_optimizer
+from dsd_core.phases import phase
 from dsd_core.spec import JobSpec
 
 RANKS_APART = 0x9E3779B97F4A7C15
@@ -45,6 +47,7 @@ class Learner:
     precision: Precision
     clip_norm: float
     accumulate: int = 1
+    compile: Compile = "off"
     started_from: Fit | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     best_miou: float = -1.0
@@ -80,17 +83,19 @@ class Learner:
         measured = Measured(self.task, self.precision)
         parts = [self._part(part, batch, measured if measure else None) for part in batch.split(self.accumulate)]
         learned = self.task.learned()
-        dist.sum_([parameter.grad for parameter in learned if parameter.grad is not None])
-        self.precision.scaler.unscale_(self.optimizer)
-        total = nn.utils.clip_grad_norm_(learned, self.clip_norm, foreach=True)
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self._average_statistics(len(batch))
-        if self.average is not None:
-            self.average.update_parameters(self.student)
-        if self.critic_optimizer is not None:
-            dist.sum_([p.grad for p in self.task.critics.parameters() if p.grad is not None])
-            self.critic_optimizer.step()
+        with phase("backward"):
+            dist.sum_([parameter.grad for parameter in learned if parameter.grad is not None])
+        with phase("optimizer"):
+            self.precision.scaler.unscale_(self.optimizer)
+            total = nn.utils.clip_grad_norm_(learned, self.clip_norm, foreach=True)
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+            self._average_statistics(len(batch))
+            if self.average is not None:
+                self.average.update_parameters(self.student)
+            if self.critic_optimizer is not None:
+                dist.sum_([p.grad for p in self.task.critics.parameters() if p.grad is not None])
+                self.critic_optimizer.step()
         terms = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
         if logged:
             dist.sum_(list(terms.values()))
@@ -99,13 +104,16 @@ class Learner:
     def _part(self, batch: Batch, whole: Batch, measured: Measured | None) -> dict[str, Tensor]:
         """Add the gradients of a part of a batch; returns its unweighted terms, as parts of the whole batch's, and
         `loss`."""
-        with self.precision.autocast():
+        # A compiled graph goes backward once, and measuring takes a pass a term.
+        with eagerly("off" if measured is None else self.compile), self.precision.autocast():
             terms, criticism = self.task(batch, whole)
         if measured is not None:
-            measured.add(terms)
-        backward(self.task, terms, self.weights, self.precision)
-        if criticism:
-            torch.stack(list(criticism.values())).sum().backward()
+            with phase("norms"):
+                measured.add(terms)
+        with phase("backward"):
+            backward(self.task, terms, self.weights, self.precision)
+            if criticism:
+                torch.stack(list(criticism.values())).sum().backward()
         return {name: value.detach() for name, value in terms.items()}
 
     def _norms(self, measured: Measured) -> dict[str, Tensor]:
@@ -206,6 +214,7 @@ def build_learner(
         class_weights=None if class_weights is None else class_weights.to(device),
         recall=recall,
     ).to(device)
+    task.compiled(training.compile)
     precision = Precision(device, training)
     torch.manual_seed((training.seed + dist.rank() * RANKS_APART) % 2**63)
     clip_norm = math.inf if training.clip_norm is None else training.clip_norm
@@ -219,6 +228,7 @@ def build_learner(
         precision,
         clip_norm,
         training.accumulate,
+        training.compile,
         started_from,
     )
 

@@ -29,6 +29,7 @@ from dsd_core.allocator import keep_freed_memory
 from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import ViewSet, cached, steps_per_epoch, train_batches
+from dsd_core.data.prefetch import on_device
 from dsd_core.data.scan import scan
 from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
@@ -60,10 +61,12 @@ from dsd_core.inference import predictor
 from dsd_core.learner import Learner, build_learner, memory_format
 from dsd_core.legs import Leg, legs, losses_of, with_seed
 from dsd_core.meter import Meter, Spent, system_metrics
+from dsd_core.models.compiling import eagerly, refuse_without_compiler
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
+from dsd_core.phases import each_in_phase
 from dsd_core.pictures import draw_comparison
 from dsd_core.pulse import Pulse, read_on
 from dsd_core.signals.opening import Shift, numerics, open_recall, teacher_identity, use_of
@@ -271,6 +274,7 @@ def prepare(
         run.teacher.settle(chain.from_iterable(learner.task.teacher_layers.values()))
     if plan is not None:
         run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake)
+    refuse_without_compiler(spec.train.compile, device)
     refuse_too_many_processes(spec)
     if spec.train.batch // dist.world() // spec.train.accumulate == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
@@ -482,7 +486,8 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
         learner.restore(tensors, state)
     first, steps = state.get("step", 0), run.steps
     if state.get("unscored"):
-        judge(run, leg, learner, first)
+        with eagerly(training.compile):
+            judge(run, leg, learner, first)
     meter = Meter(first, run.spent.get(leg.name, Spent()))
     bad = torch.zeros(len(learner.task.losses), dtype=torch.bool, device=run.device)
     views = views_of(run, leg)
@@ -490,11 +495,11 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
 
     learner.task.train()
     step = first
-    for step, batch in enumerate(batches, start=first + 1):
+    for step, batch in enumerate(each_in_phase("data", on_device(batches, run.device)), start=first + 1):
         measuring = step % training.norms_every == 0 or step in (1, steps)
         logging = measuring or step % training.log_every == 0
         rate = learning_rate(training, step, steps)
-        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=measuring, logged=logging)
+        terms, norms = learner.step(batch, rate, step / steps, measure=measuring, logged=logging)
         bad |= torch.stack([~terms[loss.term].isfinite() for loss in learner.task.losses])
         meter.count_step(training.batch)
         run.pulse()
@@ -536,7 +541,7 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
         if ending:
             end_early(run, leg, step)
         if judging and (leg.exported or not ending):
-            with meter.paused(), saved_if_interrupted(run, leg, learner, step):
+            with meter.paused(), saved_if_interrupted(run, leg, learner, step), eagerly(training.compile):
                 judge(run, leg, learner, step)
             learner.task.train()
         if ending:

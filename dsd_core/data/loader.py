@@ -57,11 +57,11 @@ class Batch:
         return len(self.indices)
 
     def to(self, device: torch.device | str) -> Batch:
-        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
-        return self._moved(Tensor.pin_memory)
+        return self.map(Tensor.pin_memory)
 
     def split(self, parts: int) -> list[Batch]:
         """As many parts with nearly the same number of images, in order; itself where it is one."""
@@ -71,10 +71,11 @@ class Batch:
         return [self._part(slice(start, end)) for start, end in pairwise(ends)]
 
     def _part(self, images: slice) -> Batch:
-        part = self._moved(lambda tensor: tensor[images])
+        part = self.map(lambda tensor: tensor[images])
         return replace(part, indices=self.indices[images], keys=self.keys[images])
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors as `move` gives it."""
         inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)
         return replace(
             self, images_N3HW=move(self.images_N3HW), labels_NHW=move(self.labels_NHW), inside_NHW=inside_NHW

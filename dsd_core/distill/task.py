@@ -14,10 +14,12 @@ from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, Seen
 from dsd_core.distill.signals import Signal
 from dsd_core.distill.teaching import Names, Teaching, features_of, tapped
+from dsd_core.models.compiling import Compile, compiled
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.pointwise import pointwise_by_onednn
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
+from dsd_core.phases import phase
 
 Recall = Callable[[Batch], Outlook]
 """Gives the teacher's signals of a batch."""
@@ -78,7 +80,8 @@ class DistillTask(nn.Module):
         Of several processes (`dsd_core.dist`), and where the batch is a part of this process's `whole`, each gives its
         part; the sum over them is the term of the whole batch.
         """
-        student = self.student(batch.images_N3HW)
+        with phase("student"):
+            student = self.student(batch.images_N3HW)
         seen = Seen(
             batch.images_N3HW,
             batch.labels_NHW,
@@ -87,14 +90,22 @@ class DistillTask(nn.Module):
             self._teach(batch),
             self.class_weights,
         )
-        with torch.autocast(student.device.type, enabled=False):
-            terms = {loss.term: loss.compute(self._for(loss, seen)) for loss in self.losses}
+        with phase("losses"), torch.autocast(student.device.type, enabled=False):
+            terms = {}
+            for loss in self.losses:
+                with phase(f"losses/{loss.term}"):
+                    terms[loss.term] = loss.compute(self._for(loss, seen))
             criticism = {
                 loss.term: loss.compute_critic(self._for(loss, seen))
                 for loss in self.losses
                 if isinstance(loss, AdversarialLoss)
             }
             return self._parts(terms, seen, whole or batch), self._parts(criticism, seen, whole or batch)
+
+    def compiled(self, how: Compile) -> None:
+        """Have torch.compile run the student, and a teacher in the loop, until `close`."""
+        for network in (self.student.network, *((self.teacher.network,) if self.teacher is not None else ())):
+            self._hooks.enter_context(compiled(network, how))
 
     def learned(self) -> list[nn.Parameter]:
         """Parameters that the losses are minimised over: the student's first, then those beside it."""
@@ -116,12 +127,14 @@ class DistillTask(nn.Module):
 
     def _teach(self, batch: Batch) -> Outlook | None:
         if self._recall is not None:
-            return self._recall(batch)
+            with phase("signals"):
+                return self._recall(batch)
         if self._teaching is None:
             return None
-        if self._bases is None:
-            return self._teaching.features(batch.images_N3HW)
-        return Outlook(None, kept=self._teaching.signals(batch.images_N3HW, self._bases))
+        with phase("teacher"):
+            if self._bases is None:
+                return self._teaching.features(batch.images_N3HW)
+            return Outlook(None, kept=self._teaching.signals(batch.images_N3HW, self._bases))
 
     def _for(self, loss: LossSpec, seen: Seen) -> Seen:
         """What the loss sees: the batch, with the modules that are its own."""

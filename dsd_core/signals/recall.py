@@ -19,6 +19,7 @@ from dsd_core.distill.signals import Signal, Values
 from dsd_core.distill.teaching import Teaching
 from dsd_core.errors import StorageError
 from dsd_core.inference import scaled
+from dsd_core.phases import phase
 from dsd_core.signals.plan import Plan
 from dsd_core.signals.record import Loaded, Shapes, capacity, decode, encode
 from dsd_core.signals.sampling import sample
@@ -169,7 +170,8 @@ class Recall:
     def _signals(self, images_N3HW: Tensor, valid_NHW: Tensor) -> dict[Signal, Values]:
         """What a record of each image holds."""
         bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
-        outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, apart=True))
+        with phase("teacher"):
+            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, apart=True))
         return {signal: outlook.tell(signal, valid_NHW) for signal in self.plan.kept}
 
     def shapes(self, size: Size) -> Shapes:
