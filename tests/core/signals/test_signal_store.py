@@ -437,7 +437,10 @@ def test_verifying_forgets_damaged_records_and_removes_a_damaged_entry(whole, tm
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     some_bytes(tmp_path, OTHER)
     store = Store(tmp_path)
-    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {(KEY, len(SIZES), 0), (OTHER, 2, 0)}
+    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {
+        (KEY, len(SIZES), 0),
+        (OTHER, 2, 0),
+    }
     flip("data", 64, tmp_path / f"{KEY}.signals")
     flip("about.json", 0, tmp_path / f"{OTHER}.signals")
     assert [held.whole for held in store.entries()] == [False, True]
