@@ -66,10 +66,10 @@ from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
 from dsd_core.pictures import draw_comparison
 from dsd_core.pulse import Pulse, read_on
+from dsd_core.signals.facts import fact_key, keep_fact, known_fact
 from dsd_core.signals.opening import Shift, numerics, open_recall, teacher_identity, use_of
 from dsd_core.signals.plan import Plan, plan_of
 from dsd_core.signals.recall import Counts, Recall, scaled_size
-from dsd_core.signals.scores import keep_score, known_score, score_key
 from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
@@ -331,11 +331,22 @@ def remember_teacher(run: Run) -> None:
     if not dist.is_first():
         return
     assert run.teacher is not None
-    if run.teacher_network is not None:
-        run.teacher_cost = measure_cost(run.teacher, run.teacher_network, len(run.classes), run.val_set.size)
-        run.teacher.to(run.device)
+    find_teacher_cost(run)
     for index in pictured(run):
         teacher_mask(run, index)
+
+
+def find_teacher_cost(run: Run) -> None:
+    """Measure what a pass of the teacher costs, once on each machine."""
+    if run.teacher is None or run.teacher_network is None or run.teacher_cost is not None:
+        return
+    size = run.val_set.size
+    key = fact_key(Cost, [*teacher_facts(run), size, run.environment, torch.get_num_threads()])
+    run.teacher_cost = known_fact(run.store.folder, key, Cost)
+    if run.teacher_cost is None:
+        run.teacher_cost = measure_cost(run.teacher, run.teacher_network, len(run.classes), size)
+        run.teacher.to(run.device)
+        keep_fact(run.store.folder, key, run.teacher_cost)
 
 
 def recalled(run: Run) -> Counts:
@@ -441,11 +452,11 @@ def judge_teacher(run: Run) -> None:
     if not run.val_set.labelled:
         run.emit(_warning("The validation images have no labels: the teacher was not held against its floor."))
         return
-    key = teacher_score_key(run)
-    known = known_score(run.store.folder, key)
+    key = fact_key(Score, [*teacher_facts(run), run.val_set.fingerprint(), looks_of(run.spec)])
+    known = known_fact(run.store.folder, key, Score)
     if any(dist.largest(known is None)) or known is None:
         run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
-        keep_score(run.store.folder, key, run.scores["teacher"])
+        keep_fact(run.store.folder, key, run.scores["teacher"])
     else:
         run.scores["teacher"] = known
         images = len(run.val_set)
@@ -461,14 +472,16 @@ def judge_teacher(run: Run) -> None:
         )
 
 
-def teacher_score_key(run: Run) -> str:
+def teacher_facts(run: Run) -> list[Any]:
+    """What everything that is found out of a teacher depends on."""
     assert run.teacher is not None and run.teacher_digest is not None
-    return score_key(
-        teacher_identity(run.teacher, run.teacher_digest, run.teacher_network),
-        f"{run.val_set.fingerprint()} {run.spec.dataset.size}",
-        run.spec.evaluate.model_dump(mode="json"),
-        numerics(run.device, run.spec),
-    )
+    identity = teacher_identity(run.teacher, run.teacher_digest, run.teacher_network)
+    return [identity, run.spec.dataset.size, numerics(run.device, run.spec)]
+
+
+def looks_of(spec: JobSpec) -> dict[str, Any]:
+    """The parts of an evaluation that a score depends on."""
+    return spec.evaluate.model_dump(mode="json", exclude={"every_epochs", "batch", "pictures", "floor"})
 
 
 def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
@@ -734,8 +747,7 @@ def finish(run: Run, student: Segmenter) -> Result:
     run.pulse()
     if exported.fixed_size:
         run.emit(fixed_size_warning(size))
-    if run.teacher is not None and run.teacher_network is not None and run.teacher_cost is None:
-        run.teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
+    find_teacher_cost(run)
     first = seeds[0]
     result = Result(
         student=first.student,
