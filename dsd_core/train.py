@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -267,6 +267,8 @@ def prepare(
     # Names of taps and shapes of weights are proved before anything is trained.
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
+    if run.teacher is not None:
+        run.teacher.settle(chain.from_iterable(learner.task.teacher_layers.values()))
     if plan is not None:
         run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake)
     refuse_too_many_processes(spec)
