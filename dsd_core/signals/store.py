@@ -493,8 +493,11 @@ class Entry:
 
     def _fits(self, path: Path) -> bool:
         """Whether the files have the sizes they were made with."""
-        sizes = ((path / name).stat().st_size for name in ("data", "digests"))
-        return tuple(sizes) == (self._data_bytes, self.records * DIGEST)
+        try:
+            sizes = [(path / name).stat().st_size for name in ("data", "digests")]
+        except FileNotFoundError:
+            return False
+        return sizes == [self._data_bytes, self.records * DIGEST]
 
 
 class _Open:
@@ -555,7 +558,7 @@ class _About:
     def dump(self) -> bytes:
         lengths = [[size, len(list(same))] for size, same in groupby(self.sizes)]
         fields = {"format": FORMAT, **vars(self), "sizes": lengths}
-        return json.dumps(fields | {"checksum": _checksum(fields)}, sort_keys=True, indent=1).encode()
+        return json.dumps(fields | {"checksum": _checksum(fields)}, indent=1).encode()
 
 
 def _read_about(path: Path, key: str) -> _About | None:

@@ -397,6 +397,12 @@ def test_a_file_that_is_cut_off_or_gone_is_never_served_and_is_made_anew(name, w
     ]
     for cut in cuts:
         assert served_after(cut, whole, tmp_path) == (0, len(SIZES))
+        shutil.copytree(whole, tmp_path / "listed")
+        cut(tmp_path / "listed" / f"{KEY}.signals")
+        store = Store(tmp_path / "listed")
+        assert name == "lock" or [held.whole for held in store.entries()] == [False]
+        assert store.verify()[0].key == KEY and keys(store.folder) == []
+        shutil.rmtree(tmp_path / "listed")
 
 
 @pytest.mark.parametrize("name", ["data", "digests"])
@@ -437,7 +443,10 @@ def test_verifying_forgets_damaged_records_and_removes_a_damaged_entry(whole, tm
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     some_bytes(tmp_path, OTHER)
     store = Store(tmp_path)
-    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {(KEY, len(SIZES), 0), (OTHER, 2, 0)}
+    assert {(found.key, found.filled, found.damaged) for found in store.verify()} == {
+        (KEY, len(SIZES), 0),
+        (OTHER, 2, 0),
+    }
     flip("data", 64, tmp_path / f"{KEY}.signals")
     flip("about.json", 0, tmp_path / f"{OTHER}.signals")
     assert [held.whole for held in store.entries()] == [False, True]
