@@ -200,8 +200,14 @@ class Training(Part):
     """Loader processes; 0 loads in the training process."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of torch; None takes all cores. Results are bit-identical only for the same number."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    """The batch is computed in this many parts, one after the other, and its gradient is their sum: one optimiser step
+    in the memory of a part. Terms are those of the whole batch; batch normalisation sees a part."""
     log_every: Annotated[int, Field(ge=1)] = 20
-    """Steps between progress events; gradient norms of the terms are measured on those steps."""
+    """Steps between progress events; the weights do not depend on it."""
+    norms_every: Annotated[int, Field(ge=1)] = 200
+    """Steps between measurements of the gradient norm of each term, which take a backward pass a term; the first step
+    and the last are measured too. Weights that are `auto` are found at those steps; others do not depend on it."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
     """Seconds between checkpoints; 0 writes one each step."""
     checkpoints_kept: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -211,6 +217,14 @@ class Training(Part):
     CUDA): `allow` goes on and says so, `strict` ends the job."""
     keep: Literal["last", "best"] = "last"
     """Which weights become the student: the last, or the best on the validation split (an optimistic choice)."""
+
+    @field_validator("accumulate")
+    @classmethod
+    def _parts_have_images(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch: int = info.data.get("batch", accumulate)
+        if accumulate > batch:
+            raise ValueError(f"give at most {batch}, the images of a batch, so that each part has one.")
+        return accumulate
 
 
 class Evaluation(Part):
@@ -294,7 +308,7 @@ _NOT_TRAINED_BY: dict[str, Any] = {
     **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook", "export"), True),
     "store": True,
     "resources": {"device", "memory_gib", "labels"},
-    "train": {"checkpoints_kept", "resume"},
+    "train": {"log_every", "checkpoints_kept", "resume"},
 }
 """Fields that say how a job is found, queued and placed, and how its student is written, not how it is trained."""
 
@@ -410,6 +424,12 @@ class JobSpec(Part):
             raise ValueError(
                 "`student.model` and `student.job` are for kind: evaluate and kind: export; training starts from "
                 "`student.weights`, from `student.encoder_file` or from random."
+            )
+        counting = [loss.term for loss in self.losses if loss.counts_by_teacher]
+        if counting and self.train.accumulate > 1:
+            raise ValueError(
+                f"how many pixels {', '.join(counting)} is a mean over is not known before the teacher has seen the "
+                "whole batch, because of `confidence`; leave that out, or train.accumulate."
             )
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from dsd_core.data.cache import cached
 from dsd_core.data.dataset import IGNORE, Dataset, Size
 from dsd_core.data.views import ORDER, Key, draw_view, uniforms
-from dsd_core.spec import Training
+from dsd_core.spec import Augment, Training
 
 __all__ = ["Batch", "ViewSet", "cached", "eval_batches", "steps_per_epoch", "train_batches"]
 
@@ -61,6 +62,16 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by the DataLoader."""
         return self._moved(Tensor.pin_memory)
+
+    def split(self, parts: int) -> list[Batch]:
+        """As many parts with nearly the same number of images, in order; itself where it is one."""
+        if parts == 1:
+            return [self]
+        ends = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._part(slice(start, end)) for start, end in pairwise(ends)]
+
+    def _part(self, images: slice) -> Batch:
+        return replace(self._moved(lambda tensor: tensor[images]), indices=self.indices[images])
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)
@@ -178,13 +189,16 @@ class _Views(TorchDataset[Drawn]):
     def __getitem__(self, draw: Draw) -> Drawn:
         epoch, number = draw
         index = number % len(self.dataset)
-        image_HW3, label_HW = self.dataset.read(index)
-        if not self.dataset.labelled:
-            label_HW = np.zeros_like(label_HW)  # the view's padding stays 255, which tells it from the image
         key = (self.training.seed, epoch, number)
         if self.views is not None:
             key = self.views.key(epoch, number, len(self.dataset), self.training.batch)
-        return *draw_view(image_HW3, label_HW, self.training.augment, key), index, key
+        return *read_view(self.dataset, index, self.training.augment, key), index, key
+
+
+def read_view(dataset: Dataset, index: int, augment: Augment, key: Key) -> tuple[Tensor, Tensor]:
+    """A view of an image as (image 3HW uint8, label HW int64). Without labels the label is 0, and 255 on padding."""
+    image_HW3, label_HW = dataset.read(index)
+    return draw_view(image_HW3, label_HW if dataset.labelled else np.zeros_like(label_HW), augment, key)
 
 
 def _batch(views: list[Drawn], labelled: bool) -> Batch:

@@ -98,7 +98,7 @@ class LossSpec(Part):
     """What the term is called where one loss stands twice; by default it has the loss's own name."""
     weight: Annotated[Weight | Literal["auto"], alternatives("give a number from 0 to 1000000, or `auto`.")] = 1.0
     """Factor of the term. `auto`: its gradient at the student's parameters gets the norm of the gradient of the first
-    term whose weight is a number; measured at each logging step and averaged."""
+    term whose weight is a number; measured every `train.norms_every` steps, averaged, and used from the next step."""
     warmup: Fraction = 0.0
     """Share of the steps over which the weight rises linearly from zero."""
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -125,6 +125,11 @@ class LossSpec(Part):
         """Whether it weighs the classes by their shares of the training pixels."""
         return False
 
+    @property
+    def counts_by_teacher(self) -> bool:
+        """Whether what the term is a mean over depends on what the teacher finds."""
+        return False
+
     def student_layers(self) -> tuple[Layers, ...]:
         """Kinds of layers that the term needs of the student, beside its logits."""
         return ()
@@ -145,8 +150,8 @@ class LossSpec(Part):
         """The unweighted term, a scalar."""
 
     def counted(self, seen: Seen) -> Tensor:
-        """What the term is a mean over, in this batch: its images, or the positions that count. Processes that share a
-        batch weigh their parts by it."""
+        """What the term is a mean over, in this batch: its images, or the positions that count. Parts of a
+        batch are weighed by it."""
         return seen.labels_NHW.new_tensor(len(seen.labels_NHW), dtype=torch.float32)
 
     def ramp(self, progress: float) -> float:

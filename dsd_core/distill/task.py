@@ -43,13 +43,14 @@ class DistillTask(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher
+        self.teacher = None if recall else teacher
         self.losses = losses
+        self.teacher_layers = teacher_layers
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         channels = Channels(
             _channels(student, student.network, student_layers, "/student/taps"),
-            _channels(teacher, teacher.network, teacher_layers, "/teacher/taps") if teacher and not recall else {},
+            _channels(self.teacher, self.teacher.network, teacher_layers, "/teacher/taps") if self.teacher else {},
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
@@ -60,8 +61,8 @@ class DistillTask(nn.Module):
         self._student_taps = tapped(self._hooks, student.network, student_layers, "/student/taps")
         self._recall = recall
         self._teaching: Teaching | None = None
-        if teacher is not None and recall is None:
-            self._teaching = Teaching(teacher, teacher_layers)
+        if self.teacher is not None:
+            self._teaching = Teaching(self.teacher, teacher_layers)
             self._hooks.callback(self._teaching.close)
         self._bases = bases_of(losses)
 
@@ -69,10 +70,11 @@ class DistillTask(nn.Module):
         """Remove the hooks."""
         self._hooks.close()
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Each unweighted term by name, and what each critic minimises; all scalars, in float32.
 
-        Of several processes (`dsd_core.dist`) each gives its part; the sum over them is the term of the whole batch.
+        Of several processes (`dsd_core.dist`), and where the batch is a part of this process's `whole`, each gives its
+        part; the sum over them is the term of the whole batch.
         """
         student = self.student(batch.images_N3HW)
         seen = Seen(
@@ -90,19 +92,25 @@ class DistillTask(nn.Module):
                 for loss in self.losses
                 if isinstance(loss, AdversarialLoss)
             }
-            return self._parts(terms, seen), self._parts(criticism, seen)
+            return self._parts(terms, seen, whole or batch), self._parts(criticism, seen, whole or batch)
 
     def learned(self) -> list[nn.Parameter]:
         """Parameters that the losses are minimised over: the student's first, then those beside it."""
         return [p for part in (self.student, self.projections) for p in part.parameters() if p.requires_grad]
 
-    def _parts(self, terms: dict[str, Tensor], seen: Seen) -> dict[str, Tensor]:
-        """The terms as parts of those of the whole batch: times this process's share of what each is a mean over."""
-        if dist.world() == 1 or not terms:
+    def _parts(self, terms: dict[str, Tensor], seen: Seen, whole: Batch) -> dict[str, Tensor]:
+        """The terms as parts of those of the whole batch: times this part's share of what each is a mean over."""
+        alone = len(whole) == len(seen.labels_NHW)
+        if not terms or (dist.world() == 1 and alone):
             return terms
-        counting = (loss for loss in self.losses if loss.term in terms)
-        counts = torch.stack([loss.counted(self._for(loss, seen)).float() for loss in counting])
-        return {name: share * value for share, (name, value) in zip(dist.shares(counts), terms.items(), strict=True)}
+        counting = [loss for loss in self.losses if loss.term in terms]
+        counts = self._counts(counting, seen)
+        totals = dist.total(counts if alone else self._counts(counting, _as_if_seen(whole, seen)))
+        shares = counts / totals.clamp_min(1e-12)
+        return {name: share * value for share, (name, value) in zip(shares, terms.items(), strict=True)}
+
+    def _counts(self, losses: list[LossSpec], seen: Seen) -> Tensor:
+        return torch.stack([loss.counted(self._for(loss, seen)).float() for loss in losses])
 
     def _teach(self, batch: Batch) -> Outlook | None:
         if self._recall is not None:
@@ -117,6 +125,21 @@ class DistillTask(nn.Module):
         """What the loss sees: the batch, with the modules that are its own."""
         own = self.projections if _key(loss) in self.projections else self.critics
         return replace(seen, module=own[_key(loss)]) if _key(loss) in own else seen
+
+
+def _as_if_seen(whole: Batch, part: Seen) -> Seen:
+    """The whole batch with outputs of the shapes that the part's have, and of no meaning: enough to count."""
+
+    def outlook(of: Outlook) -> Outlook:
+        features = {kind: [_grown(feature, len(whole)) for feature in found] for kind, found in of.features.items()}
+        return replace(of, logits_NKHW=_grown(of.logits_NKHW, len(whole)), features=features)
+
+    taught = None if part.teacher is None else outlook(part.teacher)
+    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, outlook(part.student), taught, part.class_weights)
+
+
+def _grown(tensor: Tensor, images: int) -> Tensor:
+    return tensor.detach()[:1].expand(images, *tensor.shape[1:])
 
 
 def _key(loss: LossSpec) -> str:

@@ -359,6 +359,12 @@ class Entry:
         with self._store._errors():
             return self.records - _count_filled(os.pread(self._opened().digests, self.records * DIGEST, 0))
 
+    def absent(self) -> list[int]:
+        """The numbers of those that are missing. Raises StorageError."""
+        with self._store._errors():
+            digests = os.pread(self._opened().digests, self.records * DIGEST, 0).ljust(self.records * DIGEST, b"\0")
+        return [n for n in range(self.records) if digests[n * DIGEST : (n + 1) * DIGEST] == ABSENT]
+
     def read(self, number: int) -> memoryview | None:
         """The bytes of a record, mapped and read-only; None where it is absent, damaged or cannot be read."""
         self._refuse_number(number)

@@ -118,6 +118,7 @@ def test_a_webhook_is_any_web_address(address: str) -> None:
         {"webhook": "https://example.org/hook"},
         {"export": {"precision": "float16"}},
         {"resources": {"device": "cpu", "memory_gib": 2, "labels": {"zone": "b"}}},
+        {"train": {"log_every": 7, "checkpoints_kept": 2, "resume": "strict"}},
     ],
 )
 def test_how_a_job_is_found_queued_placed_and_written_leaves_its_training_the_same(change: dict[str, Any]) -> None:
@@ -134,6 +135,8 @@ def test_how_a_job_is_found_queued_placed_and_written_leaves_its_training_the_sa
         {"student": {"network": "enet"}},
         {"losses": [{"loss": "dice"}]},
         {"train": {"seed": 1}},
+        {"train": {"accumulate": 2}},
+        {"train": {"norms_every": 7}},
         {"evaluate": {"every_epochs": 3}},
         {"baseline": True},
         {"seeds": [3]},

@@ -48,6 +48,10 @@ class CrossEntropy(LossSpec):
     def needs_class_shares(self) -> bool:
         return self.class_weights == "log"
 
+    @property
+    def counts_by_teacher(self) -> bool:
+        return self.uses_teacher and self.confidence > 0
+
     def student_layers(self) -> tuple[Layers, ...]:
         return ("auxiliary",)
 
