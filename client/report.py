@@ -71,6 +71,7 @@ def _columns(result: Json) -> list[_Column]:
     return columns
 
 
+SHORT_KEY = 12  # characters of the key of signals; `--key` takes how one begins
 _FIGURES = (
     ("pixel accuracy", "pixel_accuracy"),
     ("class accuracy", "class_accuracy"),
@@ -315,7 +316,7 @@ def verified_signals_table(found: Json) -> Group:
         table.add_column(title, justify="left" if title == "key" else "right", overflow="fold")
     for entry in found["data"]:
         damaged = str(entry["damaged"]) if entry["whole"] else Text("all of it", style="red")
-        table.add_row(entry["key"], str(entry["filled"]), damaged)
+        table.add_row(entry["key"][:SHORT_KEY], str(entry["filled"]), damaged)
     said = "Nothing is damaged." if not found["damaged"] else "What was damaged is forgotten; jobs compute it anew."
     return Group(table, Text(said)) if found["data"] else Group(Text("Nothing is kept."))
 
@@ -325,7 +326,7 @@ def pruned_signals_table(pruned: Json) -> Group:
     verb = "would go" if pruned["dry_run"] else "went"
     lines = [Text(f"{size(pruned['bytes'])} {verb}.")]
     if pruned["in_use"]:
-        keys = ", ".join(entry["key"] for entry in pruned["in_use"])
+        keys = ", ".join(entry["key"][:SHORT_KEY] for entry in pruned["in_use"])
         lines.append(Text(f"In use by a job, and left alone: {keys}", style="yellow"))
     return Group(_signals(pruned["data"]), *lines) if pruned["data"] else Group(*lines)
 
@@ -338,7 +339,7 @@ def _signals(entries: list[Json]) -> Table:
         about = [str(entry["about"].get(name, "-")) for name in ("kind", "teacher", "dataset")]
         used = Text("now", style="green") if entry["in_use"] else Text(ago(entry["used_at"]))
         records = f"{entry['filled']}/{entry['records']}" if entry["whole"] else Text("damaged", style="red")
-        table.add_row(entry["key"], *about, records, size(entry["bytes"]), used)
+        table.add_row(entry["key"][:SHORT_KEY], *about, records, size(entry["bytes"]), used)
     return table
 
 

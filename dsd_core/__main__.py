@@ -60,11 +60,22 @@ def run(
         Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
     ] = None,
     fence: Annotated[int, typer.Option(min=0, help="number of this attempt, in the names of its checkpoints")] = 0,
+    signals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="keeps the teacher's signals for further runs, which may share it; default OUT/signals"
+        ),
+    ] = None,
+    signals_bytes: Annotated[
+        int | None, typer.Option(parser=_bytes, metavar="N", help="the most it may hold, as 20GB; default 20GiB")
+    ] = None,
 ) -> None:
     """Do a job in a run folder, without any service: train its student, or evaluate or export one."""
     from dsd_core.attempt import run_attempt
+    from dsd_core.signals.store import DEFAULT_BYTES, Store
 
-    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence)
+    store = Store(signals or out / "signals", DEFAULT_BYTES if signals_bytes is None else signals_bytes)
+    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence, store=store)
 
 
 @app.command()
@@ -235,7 +246,7 @@ def verify_signals(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Hold every record against its checksum; what is damaged is forgotten, and computed again by the next run."""
-    from dsd_core.signals.listing import the_key, verified
+    from dsd_core.signals.listing import SHORT, the_key, verified
     from dsd_core.signals.store import Store
 
     store = Store(folder)
@@ -245,7 +256,7 @@ def verify_signals(
         return
     for entry in found["data"]:
         damaged = f"{entry['damaged']} damaged" if entry["whole"] else "damaged as a whole"
-        print(f"{entry['key']}  {entry['filled']} records are right, {damaged}")
+        print(f"{entry['key'][:SHORT]}  {entry['filled']} records are right, {damaged}")
     print("Nothing is damaged." if not found["damaged"] else "What was damaged is forgotten.")
 
 
@@ -264,7 +275,7 @@ def prune_signals(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Delete what all options let go, and no run uses."""
-    from dsd_core.signals.listing import entry_text, pruned, the_key
+    from dsd_core.signals.listing import SHORT, entry_text, pruned, the_key
     from dsd_core.signals.store import Store
 
     if key is None and older_than is None and to_bytes is None:
@@ -283,7 +294,7 @@ def prune_signals(
     for entry in done["data"]:
         print(entry_text(entry))
     for entry in done["in_use"]:
-        print(f"{entry['key']}  is in use, and stays")
+        print(f"{entry['key'][:SHORT]}  is in use, and stays")
     print(f"{done['bytes'] / 1e6:,.1f} MB {'would go' if dry_run else 'went'}.")
 
 

@@ -10,6 +10,10 @@ from dsd_core.signals.store import Held, Store, Verified
 
 Json = dict[str, Any]
 DAY_S = 24 * 3600.0
+SHORT = 12
+"""Characters of a key that people are shown; a key may be given by how it begins."""
+SHOWN = ("kind", "teacher", "dataset")
+"""Of what an entry's maker said of it, what fits on a line."""
 
 
 def listed(store: Store) -> Json:
@@ -54,8 +58,8 @@ def entry_text(entry: Json) -> str:
     """One line for an entry of these answers."""
     filled = f"{entry['filled']}/{entry['records']} records" if entry["whole"] else "damaged"
     use = "in use" if entry["in_use"] else f"last used {entry['used_at']}"
-    about = ", ".join(f"{name} {value}" for name, value in entry["about"].items())
-    return f"{entry['key']}  {filled}, {entry['bytes'] / 1e6:,.1f} MB, {use}  {about}".rstrip()
+    about = ", ".join(f"{name} {entry['about'][name]}" for name in SHOWN if name in entry["about"])
+    return f"{entry['key'][:SHORT]}  {filled}, {entry['bytes'] / 1e6:,.1f} MB, {use}  {about}".rstrip()
 
 
 def _entry(held: Held) -> Json:

@@ -75,6 +75,22 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
     assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
 
 
+def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
+    teacher = save_teacher(tmp_path)
+    uses = []
+    for seed, folder, limit in ((1, "kept", "1GB"), (2, "kept", "1GB"), (3, "small", "1KB")):
+        job, out = write(small_spec(teacher, train__seed=seed, train__epochs=2), tmp_path), tmp_path / str(seed)
+        assert run("run", job, "--out", out, "--signals", tmp_path / folder, "--signals-bytes", limit).returncode == 0
+        assert not (out / "signals").exists()
+        uses.append(json.loads((out / "result.json").read_text())["signals"])
+    first, second, third = uses
+    assert first["teacher_passes"] == first["records"] > 0 and second["key"] == first["key"]
+    assert (second["teacher_passes"], second["hit_rate"]) == (0, 1.0)
+    assert third["key"] is None and third["hits"] == 0
+    warned = [event.message for event in events_of(tmp_path / "3") if event.type == "note" and event.level == "warning"]
+    assert any("may hold 0.0 MB" in message for message in warned)
+
+
 def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):
     job = write(parse_spec({"kind": "evaluate", "name": "x", "dataset": SMALL, "student": {"job": "b2"}}), tmp_path)
     student = save_teacher(tmp_path)
