@@ -132,7 +132,8 @@ def _as_if_seen(whole: Batch, part: Seen) -> Seen:
 
     def outlook(of: Outlook) -> Outlook:
         features = {kind: [_grown(feature, len(whole)) for feature in found] for kind, found in of.features.items()}
-        return replace(of, logits_NKHW=_grown(of.logits_NKHW, len(whole)), features=features)
+        logits = None if of.logits_NKHW is None else _grown(of.logits_NKHW, len(whole))
+        return replace(of, logits_NKHW=logits, features=features)
 
     taught = None if part.teacher is None else outlook(part.teacher)
     return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, outlook(part.student), taught, part.class_weights)
