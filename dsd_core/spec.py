@@ -429,7 +429,7 @@ class JobSpec(Part):
         if counting and self.train.accumulate > 1:
             raise ValueError(
                 f"how many pixels {', '.join(counting)} is a mean over is not known before the teacher has seen the "
-                "whole batch, because of `confidence`; leave that out, or train.accumulate."
+                "whole batch; leave out its `confidence` and `class_weights`, or train.accumulate."
             )
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")

@@ -71,7 +71,8 @@ class Batch:
         return [self._part(slice(start, end)) for start, end in pairwise(ends)]
 
     def _part(self, images: slice) -> Batch:
-        return replace(self._moved(lambda tensor: tensor[images]), indices=self.indices[images], keys=self.keys[images])
+        part = self._moved(lambda tensor: tensor[images])
+        return replace(part, indices=self.indices[images], keys=self.keys[images])
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)

@@ -15,6 +15,7 @@ from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, 
 from dsd_core.distill.signals import Signal
 from dsd_core.distill.teaching import Names, Teaching, features_of, tapped
 from dsd_core.models.frozen import Frozen
+from dsd_core.models.pointwise import pointwise_by_onednn
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 
@@ -58,6 +59,7 @@ class DistillTask(nn.Module):
             {_key(loss): loss.critic(channels) for loss in losses if isinstance(loss, AdversarialLoss)}
         )
         self._hooks = ExitStack()
+        self._hooks.enter_context(pointwise_by_onednn(student))
         self._student_taps = tapped(self._hooks, student.network, student_layers, "/student/taps")
         self._recall = recall
         self._teaching: Teaching | None = None
@@ -67,7 +69,7 @@ class DistillTask(nn.Module):
         self._bases = bases_of(losses)
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Leave the networks as they were, without hooks."""
         self._hooks.close()
 
     def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -128,15 +130,11 @@ class DistillTask(nn.Module):
 
 
 def _as_if_seen(whole: Batch, part: Seen) -> Seen:
-    """The whole batch with outputs of the shapes that the part's have, and of no meaning: enough to count."""
-
-    def outlook(of: Outlook) -> Outlook:
-        features = {kind: [_grown(feature, len(whole)) for feature in found] for kind, found in of.features.items()}
-        logits = None if of.logits_NKHW is None else _grown(of.logits_NKHW, len(whole))
-        return replace(of, logits_NKHW=logits, features=features)
-
-    taught = None if part.teacher is None else outlook(part.teacher)
-    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, outlook(part.student), taught, part.class_weights)
+    """The whole batch with a student's outputs of the shapes that the part's have, and of no meaning: enough to
+    count."""
+    features = {kind: [_grown(x, len(whole)) for x in found] for kind, found in part.student.features.items()}
+    student = Outlook(_grown(part.student.logits, len(whole)), features)
+    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, student, None, part.class_weights)
 
 
 def _grown(tensor: Tensor, images: int) -> Tensor:

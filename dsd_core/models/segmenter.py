@@ -32,6 +32,8 @@ class Segmenter(nn.Module):
         """uint8 RGB to float32 logits NKHW of the same height and width."""
         height, width = images_N3HW.shape[-2:]
         logits = self.network(self.prepare(images_N3HW))
+        if logits.requires_grad and logits.is_contiguous(memory_format=torch.channels_last):
+            logits.register_hook(_channels_last)
         return logits[:, : self.classes, :height, :width].float()
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
@@ -56,6 +58,11 @@ class Exportable(nn.Module):
 
     def forward(self, images_NHW3: Tensor) -> Tensor:
         return self.segmenter(images_NHW3.permute(0, 3, 1, 2))
+
+
+def _channels_last(gradient_NKHW: Tensor) -> Tensor:
+    """Up-sampling takes twice the time backwards where its gradient lies in memory in another way than its output."""
+    return gradient_NKHW.contiguous(memory_format=torch.channels_last)
 
 
 def _missing(side: int, stride: int) -> int:

@@ -50,7 +50,7 @@ class CrossEntropy(LossSpec):
 
     @property
     def counts_by_teacher(self) -> bool:
-        return self.uses_teacher and self.confidence > 0
+        return self.uses_teacher and (self.confidence > 0 or self.needs_class_shares)
 
     def student_layers(self) -> tuple[Layers, ...]:
         return ("auxiliary",)
@@ -70,6 +70,8 @@ class CrossEntropy(LossSpec):
         return total
 
     def counted(self, seen: Seen) -> Tensor:
+        if self.uses_teacher and not self.counts_by_teacher:
+            return seen.valid_NHW.sum()
         labels = self._labels(seen)
         if not self.needs_class_shares or seen.class_weights is None:
             return (labels != IGNORE).sum()
@@ -106,17 +108,11 @@ def ce(
     Logits NKHW and labels NHW are of one size. With `ohem` only the pixels count whose class has a probability below
     it, and at least the share `ohem_least` of the labelled ones, the hardest (Shrivastava et al., CVPR 2016).
     """
-    valid = labels != IGNORE
     wide = ops.widen(logits)
-    per_pixel = F.cross_entropy(
-        wide, labels, class_weights, ignore_index=IGNORE, reduction="none", label_smoothing=label_smoothing
-    )
     if ohem is not None:
-        valid = valid & hard_pixels(wide.detach(), labels, ohem, ohem_least)
-    if class_weights is None:
-        return ops.masked_mean(per_pixel, valid)
-    weight = class_weights[labels.where(valid, 0)] * valid
-    return per_pixel.where(valid, 0).sum() / weight.sum().clamp_min(1e-6)
+        labels = labels.where(hard_pixels(wide.detach(), labels, ohem, ohem_least), IGNORE)
+    mean = F.cross_entropy(wide, labels, class_weights, ignore_index=IGNORE, label_smoothing=label_smoothing)
+    return mean.where((labels != IGNORE).any(), 0)
 
 
 def hard_pixels(logits_NKHW: Tensor, labels_NHW: Tensor, threshold: float, least: float) -> Tensor:
