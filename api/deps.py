@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from api.body import read_patch, read_spec, read_wishes
 from api.errors import Unauthorized
+from api.feeds import Feeds
 from api.schemas import JobWishes, Json
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
@@ -42,6 +43,11 @@ async def _engine(request: Request) -> Engine:
     return found
 
 
+async def _feeds(request: Request) -> Feeds:
+    found: Feeds = request.app.state.feeds
+    return found
+
+
 async def _storage(request: Request) -> Storage:
     found: Storage = request.app.state.storage
     return found
@@ -49,6 +55,7 @@ async def _storage(request: Request) -> Storage:
 
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
+FeedsOf = Annotated[Feeds, Depends(_feeds)]
 StorageOf = Annotated[Storage, Depends(_storage)]
 Spec = Annotated[JobSpec, Depends(read_spec)]
 Patch = Annotated[Json, Depends(read_patch)]
