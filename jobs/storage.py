@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from dsd_core.errors import StorageError
 from jobs.settings import Settings
 
-CHUNK = 256 * 1024
+CHUNK = 1024 * 1024  # bytes that a download takes of a file at once: each takes a turn of a thread
 BLOCK = 4 * 1024 * 1024  # bytes of one request to a bucket
 CONNECT_S = 5
 SILENCE_S = 30
