@@ -180,14 +180,15 @@ def flatten_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
 
 def restore_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `flatten_optimizer` took, in each parameter's own memory layout."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, parameter in enumerate(parameters):
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    for index, (parameter, group) in enumerate(parameters):
         start = f"{prefix}.{index}."
         for key, value in tensors.items():
             if key.startswith(start):
                 like = value.shape == parameter.shape
+                beside = parameter.device if group.get("fused") else value.device  # a fused step counts where it steps
                 optimizer.state[parameter][key.removeprefix(start)] = (
-                    torch.empty_like(parameter).copy_(value) if like else value.clone()
+                    torch.empty_like(parameter).copy_(value) if like else value.clone().to(beside)
                 )
 
 

@@ -15,6 +15,8 @@ UNWRITABLE = {
 }
 FULL = {errno.ENOSPC: "is full", errno.EDQUOT: "has no more quota for this user", errno.EFBIG: "takes no file so large"}
 
+_ZEROS = bytes(1 << 20)
+
 
 class Disk:
     """The steps of a durable write. Tests record them, or let one of them fail."""
@@ -28,6 +30,18 @@ class Disk:
         with open(path, "wb") as file:
             file.write(data)
             file.flush()
+            self.sync(path, file.fileno())
+
+    def reserve(self, path: Path, size: int) -> None:
+        """Write and sync a file of zeros that has its place on the disk, so that filling it does not find that full,
+        as far as the file system can promise it."""
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for start in range(0, size, len(_ZEROS)):
+                    file.write(_ZEROS[: size - start])
+                file.flush()
             self.sync(path, file.fileno())
 
     def sync_folder(self, folder: Path) -> None:

@@ -62,13 +62,11 @@ def sum_(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(whole.view(tensor.shape))
 
 
-def shares(counts: Tensor) -> Tensor:
-    """What part this process has of each count, in [0, 1]; together the processes have 1, or 0 where all have none."""
-    if world() == 1:
-        return torch.ones_like(counts)
-    total = counts.clone()
-    sum_([total])
-    return counts / total.clamp_min(1e-12)
+def total(counts: Tensor) -> Tensor:
+    """The sum of each count over the processes."""
+    summed = counts.clone()
+    sum_([summed])
+    return summed
 
 
 def largest(*values: float) -> list[float]:

@@ -58,7 +58,7 @@ class Started(_Event):
 
 
 class Progress(_Event):
-    """Every `train.log_every` steps of a phase."""
+    """Every `train.log_every` steps of a phase, and wherever gradient norms are measured (`train.norms_every`)."""
 
     type: Literal["progress"] = "progress"
     phase: Phase
@@ -69,10 +69,11 @@ class Progress(_Event):
     total_steps: int
     epoch: int
     losses: dict[str, float | None]  # "loss" and each unweighted term
-    grad_norms: dict[str, float | None] = {}  # of each weighted term at the student's parameters, and "total"
+    grad_norms: dict[str, float | None] = {}  # "total", and where measured of each weighted term at the student's
     learning_rate: float
     images_per_s: float
     eta_s: float
+    signals: dict[str, float] = {}  # hit_rate, teacher_passes, since the run began; empty without kept signals
     system: dict[str, float] = {}  # MLflow's names of system metrics, without the "system/" prefix
 
 
@@ -167,6 +168,21 @@ class StepCost(BaseModel):
     device: str  # cpu or cuda
 
 
+class SignalsUse(BaseModel):
+    """What came of keeping the teacher's signals, over all attempts and processes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["image", "view"]
+    key: str | None  # of the entry in the store, shared by jobs of the same teacher, data and settings; None: not kept
+    records: int
+    bytes: int
+    hits: int  # views whose signals lay in the store
+    misses: int
+    hit_rate: float
+    teacher_passes: int  # images or views that the teacher saw to fill it
+    passes_in_loop: int  # those it would have seen without
+
+
 class SeedResult(BaseModel):
     """What training with one seed came to."""
 
@@ -197,6 +213,7 @@ class Result(BaseModel):
     gain_spread: float | None = None
     step_cost: StepCost | None = None  # over all students
     baseline_step_cost: StepCost | None = None
+    signals: SignalsUse | None = None  # None where the teacher was in the loop, or there was none
     files: list[FileInfo]  # none of an evaluate job
     classes: list[str]
     onnx_max_error: float | None  # largest difference of softmax between ONNX and the network; None without files

@@ -72,14 +72,14 @@ def starts(length: int, window: int, stride: int) -> list[int]:
 def _look(logits_of: LogitsOf, images_N3HW: Tensor, scale: float, mirrored: bool) -> Tensor:
     """Logits at the images' own size, of the images scaled and mirrored."""
     size = images_N3HW.shape[-2:]
-    seen = _scaled(images_N3HW, scale)
+    seen = scaled(images_N3HW, scale)
     logits_NKHW = logits_of(seen.flip(-1)).flip(-1) if mirrored else logits_of(seen)
     if logits_NKHW.shape[-2:] == size:
         return logits_NKHW
     return F.interpolate(logits_NKHW, size, mode="bilinear", align_corners=False)
 
 
-def _scaled(images_N3HW: Tensor, scale: float) -> Tensor:
+def scaled(images_N3HW: Tensor, scale: float) -> Tensor:
     """8-bit images again, bilinear, averaged where they shrink; their sides are rounded, and at least one pixel."""
     if scale == 1.0:
         return images_N3HW

@@ -18,13 +18,14 @@ from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import Layers
 from dsd_core.distill.losses.double_similarity import PixelSimilarity
 from dsd_core.distill.presets import Loss
-from dsd_core.distill.task import DistillTask, Names
+from dsd_core.distill.task import DistillTask, Recall
+from dsd_core.distill.teaching import Names
 from dsd_core.errors import SpecError
 from dsd_core.models import aux_tap, build, default_taps, head_taps, load_weights, stride
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.weights import Fit, load_encoder
-from dsd_core.optim import Precision, Weights, backward, build_optimizer
+from dsd_core.optim import Measured, Precision, Weights, backward, build_optimizer
 from dsd_core.spec import JobSpec
 
 RANKS_APART = 0x9E3779B97F4A7C15
@@ -43,6 +44,7 @@ class Learner:
     average: AveragedModel | None
     precision: Precision
     clip_norm: float
+    accumulate: int = 1
     started_from: Fit | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     best_miou: float = -1.0
@@ -59,34 +61,59 @@ class Learner:
         return shown
 
     def step(
-        self, batch: Batch, rate: float, progress: float, *, measure: bool
+        self, batch: Batch, rate: float, progress: float, *, measure: bool = False, logged: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """One optimiser step at learning rate `rate`; `progress` in (0, 1] is the share of the phase behind it.
 
-        Several processes take it together, each with its share of the batch: batch normalisation sees that share, and
-        its running statistics are averaged. Returns the unweighted terms with `loss`, their weighted sum, and the
-        gradient norms (`total` always); with `measure` the terms are those of the whole batch.
+        Several processes take it together, each with its share of the batch, and a process may take its share in
+        parts, one after the other: batch normalisation sees a part, and its running statistics are averaged over
+        processes. Returns the unweighted terms with `loss`, their weighted sum, and the gradient norms: `total`, and
+        with `measure` that of each weighted term. With `logged` the terms are those of the whole batch, else this
+        process's part of them.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            terms, criticism = self.task(batch)
+        if self.critic_optimizer is not None:
+            self.critic_optimizer.zero_grad(set_to_none=True)
         self.weights.progress = progress
-        norms = backward(self.task, terms, self.weights, self.precision, measure=measure)
+        measured = Measured(self.task, self.precision)
+        parts = [self._part(part, batch, measured if measure else None) for part in batch.split(self.accumulate)]
+        learned = self.task.learned()
+        dist.sum_([parameter.grad for parameter in learned if parameter.grad is not None])
         self.precision.scaler.unscale_(self.optimizer)
-        norms["total"] = nn.utils.clip_grad_norm_(self.task.learned(), self.clip_norm)
+        total = nn.utils.clip_grad_norm_(learned, self.clip_norm, foreach=True)
         self.precision.scaler.step(self.optimizer)
         self.precision.scaler.update()
         self._average_statistics(len(batch))
         if self.average is not None:
             self.average.update_parameters(self.student)
         if self.critic_optimizer is not None:
-            self._train_critics(criticism)
-        values = {name: value.detach() for name, value in terms.items()}
-        if measure:
-            dist.sum_(list(values.values()))
-        return values, norms
+            dist.sum_([p.grad for p in self.task.critics.parameters() if p.grad is not None])
+            self.critic_optimizer.step()
+        terms = {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
+        if logged:
+            dist.sum_(list(terms.values()))
+        return terms, {"total": total} | (self._norms(measured) if measure else {})
+
+    def _part(self, batch: Batch, whole: Batch, measured: Measured | None) -> dict[str, Tensor]:
+        """Add the gradients of a part of a batch; returns its unweighted terms, as parts of the whole batch's, and
+        `loss`."""
+        with self.precision.autocast():
+            terms, criticism = self.task(batch, whole)
+        if measured is not None:
+            measured.add(terms)
+        backward(self.task, terms, self.weights, self.precision)
+        if criticism:
+            torch.stack(list(criticism.values())).sum().backward()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def _norms(self, measured: Measured) -> dict[str, Tensor]:
+        """Of each weighted term's gradient, after the weights that are `auto` were found from them."""
+        norms = measured.norms()
+        self.weights.balance(norms)
+        now = self.weights.now()
+        return {term: now[term] * norm for term, norm in norms.items()}
 
     def _average_statistics(self, images: int) -> None:
         if dist.world() == 1:
@@ -94,17 +121,11 @@ class Learner:
         norms = [module for module in self.student.modules() if isinstance(module, _BatchNorm)]
         found = (statistic for norm in norms for statistic in (norm.running_mean, norm.running_var))
         statistics = [statistic for statistic in found if statistic is not None]
-        share = dist.shares(torch.tensor(float(images)))
+        count = torch.tensor(float(images))
+        share = count / dist.total(count)
         for statistic in statistics:
             statistic.mul_(share)
         dist.sum_(statistics)
-
-    def _train_critics(self, criticism: dict[str, Tensor]) -> None:
-        assert self.critic_optimizer is not None
-        self.critic_optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(criticism.values())).sum().backward()
-        dist.sum_([p.grad for p in self.task.critics.parameters() if p.grad is not None])
-        self.critic_optimizer.step()
 
     def keep_if_best(self, miou: float | None) -> None:
         """Remember the weights that are shown, where they score higher than any before."""
@@ -165,9 +186,10 @@ def build_learner(
     classes: int,
     device: torch.device,
     class_weights: Tensor | None,
+    recall: Recall | None = None,
 ) -> Learner:
-    """A student at its start. The same seed gives the same student, whatever the losses. Raises SpecError,
-    WeightsError."""
+    """A student at its start. The same seed gives the same student, whatever the losses. With `recall` the teacher may
+    be at rest. Raises SpecError, WeightsError."""
     training = spec.train
     torch.manual_seed(training.seed)
     student, started_from = build_student(spec, classes)
@@ -182,6 +204,7 @@ def build_learner(
         student_layers=student_layers,
         teacher_layers=teacher_layers,
         class_weights=None if class_weights is None else class_weights.to(device),
+        recall=recall,
     ).to(device)
     precision = Precision(device, training)
     torch.manual_seed((training.seed + dist.rank() * RANKS_APART) % 2**63)
@@ -191,10 +214,11 @@ def build_learner(
         task,
         Weights(losses),
         build_optimizer(training, task.learned()),
-        torch.optim.Adam(critics, CRITIC_RATE, betas=(0.5, 0.9)) if critics else None,
+        torch.optim.Adam(critics, CRITIC_RATE, betas=(0.5, 0.9), fused=True) if critics else None,
         average,
         precision,
         clip_norm,
+        training.accumulate,
         started_from,
     )
 

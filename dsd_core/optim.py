@@ -1,4 +1,4 @@
-"""Optimiser, schedule, precision, and the backward pass that can measure each term."""
+"""Optimiser, schedule, precision, the backward pass, and how each term's gradient is measured."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def build_optimizer(training: Training, parameters: list[nn.Parameter]) -> torch
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    # Fused, a step on the 120 tensors of a small student takes a third of the CPU time.
     if training.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum)
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=training.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:
@@ -57,48 +58,48 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 
 
-def backward(
-    task: DistillTask, terms: dict[str, Tensor], weights: Weights, precision: Precision, *, measure: bool
-) -> dict[str, Tensor]:
-    """Accumulate the gradient of the weighted sum, over all processes, and put that sum into `terms` as `loss`; with
-    `measure` also return the norm of each weighted term's own gradient at the student's parameters.
-
-    Measuring takes one backward pass a term instead of one in all, and brings weights that are `auto` up to date.
-    """
-    gradients: dict[str, list[Tensor | None]] = {}
-    norms: dict[str, Tensor] = {}
-    if measure and len(task.losses) > 1:
-        gradients = _gradients(task, terms, precision)
-        students = len(list(task.student.parameters()))
-        norms = {term: _norm(found[:students], precision) for term, found in gradients.items()}
-        weights.balance(norms)
+def backward(task: DistillTask, terms: dict[str, Tensor], weights: Weights, precision: Precision) -> None:
+    """Add the gradient of the weighted sum of the terms to what is learned, and put that sum into `terms` as `loss`."""
     now = weights.now()
     terms["loss"] = torch.stack([now[term] * terms[term] for term in now]).sum()
-    if not gradients:
-        precision.scaler.scale(terms["loss"]).backward()
-        dist.sum_([parameter.grad for parameter in task.learned() if parameter.grad is not None])
-    for term, found in gradients.items():
-        for parameter, gradient in zip(task.learned(), found, strict=True):
-            if gradient is not None:
-                if parameter.grad is None:  # in the parameter's layout, which decides how later sums are rounded
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad.add_(now[term] * gradient)
-    return {term: now[term] * norm for term, norm in norms.items()}
+    precision.scaler.scale(terms["loss"]).backward()
 
 
-def _gradients(task: DistillTask, terms: dict[str, Tensor], precision: Precision) -> dict[str, list[Tensor | None]]:
-    """The gradient of each unweighted term at all that is learned, of all processes; a term without any is left
-    out."""
-    scaled = {loss.term: precision.scaler.scale(terms[loss.term]) for loss in task.losses}
-    grown = {term: value for term, value in scaled.items() if value.requires_grad}
-    last = list(grown)[-1] if grown else None
-    found: dict[str, list[Tensor | None]] = {
-        term: list(torch.autograd.grad(value, task.learned(), retain_graph=term != last, allow_unused=True))
-        for term, value in grown.items()
-    }
-    for gradients in found.values():
-        dist.sum_([gradient for gradient in gradients if gradient is not None])
-    return found
+class Measured:
+    """The gradient of each unweighted term at the student's parameters, by a backward pass of its own.
+
+    The graph stays for `backward`, whose bits do not depend on whether anything was measured.
+    """
+
+    def __init__(self, task: DistillTask, precision: Precision) -> None:
+        self._task = task
+        self._precision = precision
+        self._gradients: dict[str, list[Tensor | None]] = {}
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """The terms of a part of the batch. A term without any gradient is left out, as is a single one, whose norm
+        is the total."""
+        if len(self._task.losses) == 1:
+            return
+        parameters = list(self._task.student.parameters())
+        for loss in self._task.losses:
+            scaled = self._precision.scaler.scale(terms[loss.term])
+            if scaled.requires_grad:
+                found = torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
+                before = self._gradients.get(loss.term, [None] * len(found))
+                self._gradients[loss.term] = list(map(_sum, before, found))
+
+    def norms(self) -> dict[str, Tensor]:
+        """Of the whole batch, over all processes."""
+        for gradients in self._gradients.values():
+            dist.sum_([gradient for gradient in gradients if gradient is not None])
+        return {term: _norm(gradients, self._precision) for term, gradients in self._gradients.items()}
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
 
 
 def _norm(gradients: list[Tensor | None], precision: Precision) -> Tensor:
@@ -109,7 +110,7 @@ def _norm(gradients: list[Tensor | None], precision: Precision) -> Tensor:
 class Weights:
     """What each term's weight is at a step: the spec's, or found from gradients where it says `auto`, times its ramp.
 
-    A weight that is `auto` is 0 until gradients were first measured, which training does at its first step.
+    A weight that is `auto` is 0 until gradients were first measured, which training does in its first step.
     """
 
     MEMORY = 0.9

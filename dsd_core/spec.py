@@ -200,8 +200,14 @@ class Training(Part):
     """Loader processes; 0 loads in the training process."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads of torch; None takes all cores. Results are bit-identical only for the same number."""
+    accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
+    """The batch is computed in this many parts, one after the other, and its gradient is their sum: one optimiser step
+    in the memory of a part. Terms are those of the whole batch; batch normalisation sees a part."""
     log_every: Annotated[int, Field(ge=1)] = 20
-    """Steps between progress events; gradient norms of the terms are measured on those steps."""
+    """Steps between progress events; the weights do not depend on it."""
+    norms_every: Annotated[int, Field(ge=1)] = 200
+    """Steps between measurements of the gradient norm of each term, which take a backward pass a term; the first step
+    and the last are measured too. Weights that are `auto` are found at those steps; others do not depend on it."""
     checkpoint_every_s: Annotated[float, Field(ge=0)] = 120.0
     """Seconds between checkpoints; 0 writes one each step."""
     checkpoints_kept: Annotated[int, Field(ge=1, le=1000)] = 3
@@ -211,6 +217,14 @@ class Training(Part):
     CUDA): `allow` goes on and says so, `strict` ends the job."""
     keep: Literal["last", "best"] = "last"
     """Which weights become the student: the last, or the best on the validation split (an optimistic choice)."""
+
+    @field_validator("accumulate")
+    @classmethod
+    def _parts_have_images(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch: int = info.data.get("batch", accumulate)
+        if accumulate > batch:
+            raise ValueError(f"give at most {batch}, the images of a batch, so that each part has one.")
+        return accumulate
 
 
 class Evaluation(Part):
@@ -292,8 +306,9 @@ class Resources(Part):
 
 _NOT_TRAINED_BY: dict[str, Any] = {
     **dict.fromkeys(("name", "labels", "max_runtime_s", "priority", "group", "needs", "webhook", "export"), True),
+    "store": True,
     "resources": {"device", "memory_gib", "labels"},
-    "train": {"checkpoints_kept", "resume"},
+    "train": {"log_every", "checkpoints_kept", "resume"},
 }
 """Fields that say how a job is found, queued and placed, and how its student is written, not how it is trained."""
 
@@ -325,6 +340,22 @@ class JobSpec(Part):
     seeds: Annotated[tuple[Seed, ...], Field(max_length=32)] = ()
     """Train once with each of these in place of train.seed, and report mean and spread. The first one's student is
     exported. Empty: train.seed alone."""
+    signals: Literal["auto", "off", "image", "view"] = "auto"
+    """How the teacher's part is kept. `image`: it sees every image once, whole, and what losses need of it is sampled
+    for each view. `view`: exact, on a fixed set of `views`. `off`: it sees every view of every epoch. `auto`: image
+    where every loss can do with it and the teacher is spared work, else off."""
+    views: Annotated[int, Field(ge=1, le=10_000)] = 8
+    """With signals: view, how many views are drawn of each image; epoch e shows view e modulo this."""
+    view_seed: Seed = 0
+    """With signals: view, what the views are drawn from, in place of train.seed: so all seeds share them."""
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.1, le=8)], ...], Field(min_length=1, max_length=8)] = (1.0,)
+    """With signals: image, the scales at which the teacher sees each image; a view takes the one nearest its own."""
+    top_k: Annotated[int, Field(ge=1, le=255)] | None = None
+    """Of kept logits, the largest of each position; the others share what is left of the probability. None keeps
+    all."""
+    store: Literal["auto", "require"] = "auto"
+    """What happens where signals cannot be kept, as on a full disk. `auto`: the teacher computes them each time.
+    `require`: the job fails."""
     labels: dict[Slug, LabelText] = Field(default={})
     """Free key: value pairs to find the job by."""
     max_runtime_s: Annotated[float, Field(gt=0)] | None = None
@@ -394,6 +425,12 @@ class JobSpec(Part):
                 "`student.model` and `student.job` are for kind: evaluate and kind: export; training starts from "
                 "`student.weights`, from `student.encoder_file` or from random."
             )
+        counting = [loss.term for loss in self.losses if loss.counts_by_teacher]
+        if counting and self.train.accumulate > 1:
+            raise ValueError(
+                f"how many pixels {', '.join(counting)} is a mean over is not known before the teacher has seen the "
+                "whole batch, because of `confidence`; leave that out, or train.accumulate."
+            )
         if self.baseline and all(loss.uses_teacher for loss in self.losses):
             raise ValueError("a baseline needs a loss without teacher, such as ce.")
         if self.baseline:
@@ -422,6 +459,26 @@ class JobSpec(Part):
         named = [name for name, is_given in unread.items() if is_given]
         if named:
             raise ValueError(f"kind {self.kind!r} trains nothing and does not read {', '.join(named)}; leave that out.")
+
+    @model_validator(mode="after")
+    def _signals_are_read(self) -> Self:
+        of_view, of_image = ("views", "view_seed"), ("scales",)
+        read = {"off": (), "auto": of_image, "image": of_image, "view": of_view}[self.signals] if self.teacher else ()
+        kept = ("top_k", "store") if self.teacher is not None and self.signals != "off" else ()
+        asked = ("signals",) if self.teacher is not None else ()
+        fields = ("signals", *of_view, *of_image, "top_k", "store")
+        unread = [
+            name
+            for name in fields
+            if name not in (*asked, *read, *kept) and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if unread:
+            why = f"with `signals: {self.signals}`" if self.teacher is not None else f"by kind {self.kind!r}"
+            raise ValueError(
+                f"{', '.join(unread)} {'is' if len(unread) == 1 else 'are'} not read {why}; `views` and `view_seed` go "
+                "with `signals: view`, `scales` with `signals: image`, and none of them without a teacher."
+            )
+        return self
 
     @property
     def trains(self) -> bool:

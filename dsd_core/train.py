@@ -16,24 +16,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dsd_core import checkpoint, dist
+from dsd_core.allocator import keep_freed_memory
 from dsd_core.check import refuse_unfit_images
 from dsd_core.data import Dataset, open_dataset
-from dsd_core.data.loader import cached, steps_per_epoch, train_batches
+from dsd_core.data.loader import ViewSet, cached, steps_per_epoch, train_batches
 from dsd_core.data.scan import scan
 from dsd_core.disk import storage_error
 from dsd_core.distill.losses import log_class_weights
+from dsd_core.distill.teaching import Names
 from dsd_core.environment import Environment, changes, environment
 from dsd_core.errors import Interrupted, NothingToKeepError, SpecError, StorageError, WeakTeacherError
 from dsd_core.evaluate import score_split
 from dsd_core.events import (
     Checkpoint,
+    Cost,
+    Evaluated,
     Event,
     FurtherSeed,
     Note,
@@ -43,6 +49,7 @@ from dsd_core.events import (
     Result,
     Score,
     SeedResult,
+    SignalsUse,
     Started,
     StepCost,
     Subject,
@@ -59,6 +66,11 @@ from dsd_core.network_spec import NetworkSpec
 from dsd_core.optim import learning_rate, refuse_non_finite, refuse_non_finite_weights
 from dsd_core.pictures import draw_comparison
 from dsd_core.pulse import Pulse, read_on
+from dsd_core.signals.opening import Shift, numerics, open_recall, teacher_identity, use_of
+from dsd_core.signals.plan import Plan, plan_of
+from dsd_core.signals.recall import Counts, Recall, scaled_size
+from dsd_core.signals.scores import keep_score, known_score, score_key
+from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
 from dsd_core.spread import gain_of, over_seeds
 from dsd_core.teacher import load_teacher
@@ -75,6 +87,7 @@ class Run:
     enough: Callable[[], bool]
     pulse: Callable[[], None]
     writer: checkpoint.Writer
+    store: Store  # the teacher's signals, and its scores
     device: torch.device
     environment: Environment
     train_set: Dataset
@@ -83,6 +96,11 @@ class Run:
     teacher: Frozen | None = None
     teacher_network: NetworkSpec | None = None
     teacher_digest: str | None = None
+    teacher_cost: Cost | None = None  # known from when it left memory on
+    teacher_masks: dict[int, np.ndarray] = field(default_factory=dict)  # of validation images that are drawn
+    recall: Recall | None = None  # None: the teacher is in the loop
+    recalled: Counts = field(default_factory=Counts)  # by earlier attempts, in all processes
+    signals: SignalsUse | None = None  # what came of it, once all is trained
     scores: dict[str, Score] = field(default_factory=dict)  # of the teacher and of each leg, by name
     spent: dict[str, Spent] = field(default_factory=dict)  # on the training of each leg
     kept: dict[str, Tensor] = field(default_factory=dict)  # weights of the student that is to be exported
@@ -133,12 +151,15 @@ def fit(
     stop: Callable[[], bool] = never,
     enough: Callable[[], bool] = never,
     fence: int = 0,
+    store: Store | None = None,
 ) -> Result | None:
     """Train the spec's student in the run folder `out`, from where its checkpoints end, and export it.
 
     As `train`. Of several processes only the first exports; the others return None.
     """
-    run, student = train(spec, out, emit, teacher_weights=teacher_weights, stop=stop, enough=enough, fence=fence)
+    run, student = train(
+        spec, out, emit, teacher_weights=teacher_weights, stop=stop, enough=enough, fence=fence, store=store
+    )
     return finish(run, student) if dist.is_first() else None
 
 
@@ -151,15 +172,16 @@ def train(
     stop: Callable[[], bool] = never,
     enough: Callable[[], bool] = never,
     fence: int = 0,
+    store: Store | None = None,
 ) -> tuple[Run, Segmenter]:
     """All legs of a run: what it stands on with its scores, and the student of the first seed.
 
     `teacher_weights` stands in for the file of a registered teacher, `fence` tells this attempt's checkpoints from
-    those of others. Raises DsdError; Interrupted after `stop()` turned true and a checkpoint was written. After
-    `enough()` turned true no more is trained, and the student is the best so far; NothingToKeepError where there is
-    none.
+    those of others, and `store` keeps the teacher's signals, by default in the run folder. Raises DsdError; Interrupted
+    after `stop()` turned true and a checkpoint was written. After `enough()` turned true no more is trained, and the
+    student is the best so far; NothingToKeepError where there is none.
     """
-    run = prepare(spec, out, emit, stop, enough, teacher_weights, fence)
+    run = prepare(spec, out, emit, stop, enough, teacher_weights, fence, store or Store(out / "signals"))
     tensors, state = load(run, fence)
     emit(
         Started(
@@ -190,6 +212,8 @@ def train(
             drop_unfinished(run, leg)
             break
     student.load_state_dict(run.kept)
+    counts = recalled(run)
+    run.signals = None if run.recall is None else use_of(run.recall, spec, counts)
     return run, student
 
 
@@ -207,9 +231,11 @@ def prepare(
     enough: Callable[[], bool],
     teacher_weights: Path | None,
     fence: int,
+    store: Store,
 ) -> Run:
     """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
     seconds."""
+    keep_freed_memory()
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // dist.world()))
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -230,21 +256,97 @@ def prepare(
         fence=fence,
         warn=lambda text: emit(_warning(text)),
     )
-    run = Run(spec, out, emit, stop, enough, pulse, writer, device, environment(device), train_set, val_set, weights)
+    run = Run(
+        spec, out, emit, stop, enough, pulse, writer, store, device, environment(device), train_set, val_set, weights
+    )
+    plan = plan_of(spec)
     if spec.teacher is not None:
-        segmenter, run.teacher_network, run.teacher_digest = load_teacher(
-            spec.teacher, run.classes, teacher_weights, sizes=(spec.train.augment.crop or train_set.size, val_set.size)
-        )
-        run.teacher = Frozen(segmenter).to(device).to(memory_format=memory_format(spec))
+        wake = partial(loaded_teacher, run, teacher_weights)
+        run.teacher = Frozen(wake())
+        plan = plan if plan is None else plan_that_fits(run, plan)
     # Names of taps and shapes of weights are proved before anything is trained.
     learner = build_leg(run, next(leg for leg in run.legs if leg.exported))
     learner.task.close()
+    if plan is not None:
+        run.recall = recall_signals(run, plan, learner.task.teacher_layers, wake)
     refuse_too_many_processes(spec)
-    if spec.train.batch // dist.world() == 1:
+    if spec.train.batch // dist.world() // spec.train.accumulate == 1:
         refuse_single_images(learner.student, spec.train.augment.crop or train_set.size)
     if learner.started_from is not None:
         emit(Note(message=f"The student starts from {learner.started_from}"))
     return run
+
+
+def loaded_teacher(run: Run, weights: Path | None) -> Segmenter:
+    """The teacher on the device; sets what the run says of it."""
+    assert run.spec.teacher is not None
+    sizes = (run.spec.train.augment.crop or run.train_set.size, run.val_set.size)
+    segmenter, run.teacher_network, run.teacher_digest = load_teacher(
+        run.spec.teacher, run.classes, weights, sizes=sizes
+    )
+    return segmenter.to(run.device).to(memory_format=memory_format(run.spec))
+
+
+def plan_that_fits(run: Run, plan: Plan) -> Plan | None:
+    """None where the teacher takes no whole images and the spec leaves the choice; else SpecError."""
+    assert run.teacher is not None
+    refuse = getattr(run.teacher.network, "refuse_other_size", None)
+    if refuse is None or plan.kind == "view":
+        return plan
+    sizes = {run.train_set.size_of(index) for index in range(len(run.train_set))}
+    try:
+        for size, scale in product(sizes, plan.scales):
+            refuse(scaled_size(size, scale))
+    except SpecError as error:
+        if run.spec.signals != "auto":
+            raise
+        run.emit(Note(message=f"The teacher stays in the loop. {error.message}"))
+        return None
+    return plan
+
+
+def recall_signals(run: Run, plan: Plan, layers: Names, load: Callable[[], torch.nn.Module]) -> Recall:
+    """The teacher's signals of the training images, for all legs with a teacher."""
+    assert run.teacher is not None and run.teacher_digest is not None
+
+    def tell(text: str, is_warning: bool) -> None:
+        if is_warning or dist.is_first():
+            run.emit(_warning(text) if is_warning else Note(message=text))
+
+    return open_recall(
+        plan,
+        run.spec,
+        run.train_set,
+        Shift(run.teacher, layers, load, partial(remember_teacher, run)),
+        run.store,
+        teacher_digest=run.teacher_digest,
+        network=run.teacher_network,
+        device=run.device,
+        tell=tell,
+    )
+
+
+def remember_teacher(run: Run) -> None:
+    """Find out what the end of the run will say of the teacher, which is about to leave memory."""
+    if not dist.is_first():
+        return
+    assert run.teacher is not None
+    if run.teacher_network is not None:
+        run.teacher_cost = measure_cost(run.teacher, run.teacher_network, len(run.classes), run.val_set.size)
+        run.teacher.to(run.device)
+    for index in pictured(run):
+        teacher_mask(run, index)
+
+
+def recalled(run: Run) -> Counts:
+    """What the store and the teacher gave so far, in all attempts and processes."""
+    if run.recall is None:
+        return run.recalled
+    now, before = run.recall.counts, run.recalled
+    counts = torch.tensor([now.hits, now.misses, now.passes], dtype=torch.float64)
+    dist.sum_([counts])
+    hits, misses, passes = map(int, counts.tolist())
+    return Counts(before.hits + hits, before.misses + misses, before.passes + passes)
 
 
 def _silence() -> None:
@@ -252,11 +354,12 @@ def _silence() -> None:
 
 
 def refuse_too_many_processes(spec: JobSpec) -> None:
-    if spec.train.batch < dist.world():
+    if spec.train.batch < dist.world() * spec.train.accumulate:
+        parts = f", each in {spec.train.accumulate} parts," if spec.train.accumulate > 1 else ""
         raise SpecError(
-            f"{dist.world()} processes cannot share batches of {spec.train.batch}.",
+            f"{dist.world()} processes{parts} cannot share batches of {spec.train.batch}.",
             field="/train/batch",
-            hint="Give each process at least one image, better two: batch normalisation sees only that share.",
+            hint="Give each part at least one image, better two: batch normalisation sees only that part.",
         )
 
 
@@ -290,6 +393,7 @@ def load(run: Run, fence: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     refuse_other_bits(run, state)
     run.scores = {subject: Score(**score) for subject, score in state.get("scores", {}).items()}
     run.spent = {leg: Spent(**spent) for leg, spent in state.get("spent", {}).items()}
+    run.recalled = Counts(**state.get("recalled", {}))
     run.kept = checkpoint.stripped("kept", tensors)
     return tensors, state
 
@@ -326,7 +430,9 @@ def refuse_other_run(run: Run, state: dict[str, Any]) -> None:
 
 def build_leg(run: Run, leg: Leg) -> Learner:
     spec, teacher = with_seed(run.spec, leg.seed), run.teacher if leg.phase == "student" else None
-    return build_learner(spec, losses_of(spec, leg.phase), teacher, len(run.classes), run.device, run.class_weights)
+    recall = run.recall if leg.phase == "student" else None
+    losses = losses_of(spec, leg.phase)
+    return build_learner(spec, losses, teacher, len(run.classes), run.device, run.class_weights, recall)
 
 
 def judge_teacher(run: Run) -> None:
@@ -335,7 +441,15 @@ def judge_teacher(run: Run) -> None:
     if not run.val_set.labelled:
         run.emit(_warning("The validation images have no labels: the teacher was not held against its floor."))
         return
-    run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
+    key = teacher_score_key(run)
+    known = known_score(run.store.folder, key)
+    if any(dist.largest(known is None)) or known is None:
+        run.scores["teacher"] = score_network(run, run.teacher, "teacher", 0, 0)
+        keep_score(run.store.folder, key, run.scores["teacher"])
+    else:
+        run.scores["teacher"] = known
+        images = len(run.val_set)
+        run.emit(Evaluated(subject="teacher", step=0, total_step=0, images=images, seconds=0.0, **known.model_dump()))
     miou = run.scores["teacher"].miou or 0.0
     if miou < run.spec.teacher.floor:
         raise WeakTeacherError(
@@ -345,6 +459,16 @@ def judge_teacher(run: Run) -> None:
             " the image size, and that it knows these classes in this order. To train with it all the same, lower"
             " /teacher/floor.",
         )
+
+
+def teacher_score_key(run: Run) -> str:
+    assert run.teacher is not None and run.teacher_digest is not None
+    return score_key(
+        teacher_identity(run.teacher, run.teacher_digest, run.teacher_network),
+        f"{run.val_set.fingerprint()} {run.spec.dataset.size}",
+        run.spec.evaluate.model_dump(mode="json"),
+        numerics(run.device, run.spec),
+    )
 
 
 def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, Any]) -> Segmenter:
@@ -359,14 +483,16 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
         judge(run, leg, learner, first)
     meter = Meter(first, run.spent.get(leg.name, Spent()))
     bad = torch.zeros(len(learner.task.losses), dtype=torch.bool, device=run.device)
-    batches = train_batches(run.train_set, training, first, steps, rank=dist.rank(), of=dist.world())
+    views = views_of(run, leg)
+    batches = train_batches(run.train_set, training, first, steps, rank=dist.rank(), of=dist.world(), views=views)
 
     learner.task.train()
     step = first
     for step, batch in enumerate(batches, start=first + 1):
-        logging = step % training.log_every == 0 or step in (1, steps)
+        measuring = step % training.norms_every == 0 or step in (1, steps)
+        logging = measuring or step % training.log_every == 0
         rate = learning_rate(training, step, steps)
-        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=logging)
+        terms, norms = learner.step(batch.to(run.device), rate, step / steps, measure=measuring, logged=logging)
         bad |= torch.stack([~terms[loss.term].isfinite() for loss in learner.task.losses])
         meter.count_step(training.batch)
         run.pulse()
@@ -397,6 +523,7 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
                     learning_rate=rate,
                     images_per_s=images_per_s,
                     eta_s=eta_s,
+                    signals=signal_metrics(run) if leg.phase == "student" else {},
                     system=system_metrics(run.device),
                 )
             )
@@ -421,6 +548,13 @@ def train_leg(run: Run, leg: Leg, tensors: dict[str, Tensor], state: dict[str, A
         student.load_state_dict(learner.best)
         run.scores[leg.name] = score_leg(run, leg, student, step)
     return student.eval()
+
+
+def views_of(run: Run, leg: Leg) -> ViewSet | None:
+    """The views a leg sees again and again; None: fresh ones, as the baseline always does."""
+    if run.recall is None or run.recall.plan.kind == "image" or leg.phase == "baseline":
+        return None
+    return ViewSet(run.recall.plan.views, run.recall.plan.view_seed)
 
 
 def end_early(run: Run, leg: Leg, step: int) -> None:
@@ -462,6 +596,7 @@ def save(run: Run, leg: Leg, learner: Learner, step: int, *, unscored: bool = Fa
     total_step = run.total_step(leg, step)
     position = {"leg": leg.place, "step": step, "total_step": total_step, "unscored": unscored}
     figures = {
+        "recalled": asdict(recalled(run)),
         "scores": {subject: score.model_dump() for subject, score in run.scores.items()},
         "spent": {name: asdict(spent) for name, spent in run.spent.items()},
     }
@@ -515,14 +650,11 @@ def score_network(
 
 def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
     """Draw the first validation images with the masks that are scored."""
-    networks = {"student": student} if run.teacher is None else {"teacher": run.teacher, "student": student}
-    looks = {name: predictor(network, run.spec.evaluate) for name, network in networks.items()}
     total_step = run.total_step(leg, step)
-    for index in range(min(run.spec.evaluate.pictures, len(run.val_set))):
+    for index in pictured(run):
         image_HW3, label_HW = run.val_set[index]
-        image_N3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0).to(run.device)
-        with torch.inference_mode():
-            masks = {name: logits_of(image_N3HW).argmax(1)[0].cpu().numpy() for name, logits_of in looks.items()}
+        masks = {} if run.teacher is None else {"teacher": teacher_mask(run, index)}
+        masks["student"] = mask_of(run, student, index)
         path = Path("pictures") / f"{total_step:08d}-{index:02d}.png"
         draw_comparison(run.out / path, image_HW3, label_HW, masks, run.val_set.palette)
         caption = f"validation image {run.val_set.names[index]}"
@@ -536,6 +668,35 @@ def draw_pictures(run: Run, leg: Leg, student: Segmenter, step: int) -> None:
                 caption=caption,
             )
         )
+
+
+def pictured(run: Run) -> range:
+    """Validation images that are drawn."""
+    return range(min(run.spec.evaluate.pictures, len(run.val_set)))
+
+
+def teacher_mask(run: Run, index: int) -> np.ndarray:
+    """What the teacher makes of a validation image; it sees each once."""
+    if index not in run.teacher_masks:
+        assert run.teacher is not None
+        run.teacher_masks[index] = mask_of(run, run.teacher, index).astype(np.uint8)
+    return run.teacher_masks[index]
+
+
+def mask_of(run: Run, network: torch.nn.Module, index: int) -> np.ndarray:
+    """The class of each pixel of a validation image."""
+    image_HW3, _ = run.val_set[index]
+    image_N3HW = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0).to(run.device)
+    with torch.inference_mode():
+        mask: np.ndarray = predictor(network, run.spec.evaluate)(image_N3HW).argmax(1)[0].cpu().numpy()
+    return mask
+
+
+def signal_metrics(run: Run) -> dict[str, float]:
+    """What the store gave this process so far, under the names of `Progress.signals`."""
+    if run.recall is None:
+        return {}
+    return {"hit_rate": run.recall.counts.hit_rate, "teacher_passes": float(run.recall.counts.passes)}
 
 
 def finish(run: Run, student: Segmenter) -> Result:
@@ -573,21 +734,21 @@ def finish(run: Run, student: Segmenter) -> Result:
     run.pulse()
     if exported.fixed_size:
         run.emit(fixed_size_warning(size))
-    teacher_cost = None
-    if run.teacher is not None and run.teacher_network is not None:
-        teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
+    if run.teacher is not None and run.teacher_network is not None and run.teacher_cost is None:
+        run.teacher_cost = measure_cost(run.teacher, run.teacher_network, classes, size)
     first = seeds[0]
     result = Result(
         student=first.student,
         student_cost=measure_cost(student, network, classes, size),
         teacher=run.scores.get("teacher"),
-        teacher_cost=teacher_cost,
+        teacher_cost=run.teacher_cost,
         baseline=first.baseline,
         gain=first.gain,
         seeds=seeds,
         **over_seeds(seeds),
         step_cost=step_cost(run, "student"),
         baseline_step_cost=step_cost(run, "baseline") if spec.baseline else None,
+        signals=run.signals,
         files=exported.files,
         classes=list(run.classes),
         onnx_max_error=exported.onnx_max_error,

@@ -46,6 +46,8 @@ def _progress(event: dict[str, Any]) -> Numbers:
         yield f"{phase}/grad_norm/{term}", value
     for name in ("learning_rate", "images_per_s", "epoch"):
         yield f"{phase}/{name}", event[name]
+    for name, value in event.get("signals", {}).items():
+        yield f"signals/{name}", value
     for name, value in event["system"].items():
         yield f"system/{name}", value
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dsd_core.data.cache import cached
 from dsd_core.data.dataset import IGNORE, Dataset, Size
-from dsd_core.data.views import ORDER, draw_view, uniforms
-from dsd_core.spec import Training
+from dsd_core.data.views import ORDER, Key, draw_view, uniforms
+from dsd_core.spec import Augment, Training
 
-__all__ = ["Batch", "cached", "eval_batches", "steps_per_epoch", "train_batches"]
+__all__ = ["Batch", "ViewSet", "cached", "eval_batches", "steps_per_epoch", "train_batches"]
 
 Draw = tuple[int, int]
 """(epoch, number): the image is `number` modulo their count, which it exceeds where a batch is the larger."""
+Drawn = tuple[Tensor, Tensor, int, Key]
+"""A view: image, label, index of its image, and its key."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Batch:
     """False: the dataset knows nothing of its pixels, all labels are 255."""
     inside_NHW: Tensor | None = None
     """Of views without labels: bool, False on the padding around a small image; None where there is no padding."""
+    keys: tuple[Key, ...] = ()
+    """What each view was drawn from; whole images have none."""
 
     @property
     def valid_NHW(self) -> Tensor:
@@ -58,9 +63,34 @@ class Batch:
         """Called by the DataLoader."""
         return self._moved(Tensor.pin_memory)
 
+    def split(self, parts: int) -> list[Batch]:
+        """As many parts with nearly the same number of images, in order; itself where it is one."""
+        if parts == 1:
+            return [self]
+        ends = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._part(slice(start, end)) for start, end in pairwise(ends)]
+
+    def _part(self, images: slice) -> Batch:
+        return replace(self._moved(lambda tensor: tensor[images]), indices=self.indices[images], keys=self.keys[images])
+
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         inside_NHW = None if self.inside_NHW is None else move(self.inside_NHW)
-        return Batch(move(self.images_N3HW), move(self.labels_NHW), self.indices, self.labelled, inside_NHW)
+        return replace(
+            self, images_N3HW=move(self.images_N3HW), labels_NHW=move(self.labels_NHW), inside_NHW=inside_NHW
+        )
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """The same few views of each image again and again, drawn from a seed of their own."""
+
+    count: int
+    seed: int
+
+    def key(self, epoch: int, number: int, images: int, batch: int) -> Key:
+        """What draw `number` of an epoch shows: view 0 .. count - 1 of its image, another each time it comes."""
+        visit, index = divmod(number, images)
+        return self.seed, (epoch * -(-batch // images) + visit) % self.count, index
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
@@ -69,15 +99,22 @@ def steps_per_epoch(images: int, batch: int) -> int:
 
 
 def train_batches(
-    dataset: Dataset, training: Training, first_step: int, steps: int, *, rank: int = 0, of: int = 1
+    dataset: Dataset,
+    training: Training,
+    first_step: int,
+    steps: int,
+    *,
+    rank: int = 0,
+    of: int = 1,
+    views: ViewSet | None = None,
 ) -> Iterator[Batch]:
     """The batches of the optimiser steps first_step + 1 .. steps, over as many epochs as that takes; of each the share
-    of one of `of` processes, every image in exactly one.
+    of one of `of` processes, every image in exactly one. Views are fresh in every epoch, unless they are of a set.
 
     Neither depends on torch's global generator nor advances it. Loader processes end with the iterator.
     """
     loader = DataLoader(
-        _Views(dataset, training),
+        _Views(dataset, training, views),
         batch_sampler=_Schedule(len(dataset), training, first_step, steps, slice(rank, None, of)),
         num_workers=training.loaders,
         collate_fn=partial(_batch, labelled=dataset.labelled),
@@ -143,30 +180,37 @@ class _Schedule(Sampler[list[Draw]]):
         return rounds * self.images + int(order[place])
 
 
-class _Views(TorchDataset[tuple[Tensor, Tensor, int]]):
-    def __init__(self, dataset: Dataset, training: Training) -> None:
+class _Views(TorchDataset[Drawn]):
+    def __init__(self, dataset: Dataset, training: Training, views: ViewSet | None) -> None:
         self.dataset = dataset
         self.training = training
+        self.views = views
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, draw: Draw) -> Drawn:
         epoch, number = draw
         index = number % len(self.dataset)
-        image_HW3, label_HW = self.dataset.read(index)
-        if not self.dataset.labelled:
-            label_HW = np.zeros_like(label_HW)  # the view's padding stays 255, which tells it from the image
         key = (self.training.seed, epoch, number)
-        return *draw_view(image_HW3, label_HW, self.training.augment, key), index
+        if self.views is not None:
+            key = self.views.key(epoch, number, len(self.dataset), self.training.batch)
+        return *read_view(self.dataset, index, self.training.augment, key), index, key
 
 
-def _batch(views: list[tuple[Tensor, Tensor, int]], labelled: bool) -> Batch:
+def read_view(dataset: Dataset, index: int, augment: Augment, key: Key) -> tuple[Tensor, Tensor]:
+    """A view of an image as (image 3HW uint8, label HW int64). Without labels the label is 0, and 255 on padding."""
+    image_HW3, label_HW = dataset.read(index)
+    return draw_view(image_HW3, label_HW if dataset.labelled else np.zeros_like(label_HW), augment, key)
+
+
+def _batch(views: list[Drawn], labelled: bool) -> Batch:
     height, width = views[0][1].shape
     images_N3HW = torch.empty((len(views), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    for row, (image, _, _) in zip(images_N3HW, views, strict=True):
+    for row, (image, *_) in zip(images_N3HW, views, strict=True):
         row.copy_(image)
-    labels_NHW, indices = torch.stack([label for _, label, _ in views]), tuple(index for _, _, index in views)
+    _, labels, indices, keys = zip(*views, strict=True)
+    labels_NHW = torch.stack(labels)
     if labelled:
-        return Batch(images_N3HW, labels_NHW, indices)
-    return Batch(images_N3HW, torch.full_like(labels_NHW, IGNORE), indices, False, labels_NHW != IGNORE)
+        return Batch(images_N3HW, labels_NHW, indices, keys=keys)
+    return Batch(images_N3HW, torch.full_like(labels_NHW, IGNORE), indices, False, labels_NHW != IGNORE, keys)
 
 
 def _outlive_signals(worker: int) -> None:

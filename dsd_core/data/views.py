@@ -29,21 +29,47 @@ def draw_view(image_HW3: np.ndarray, label_HW: np.ndarray, augment: Augment, key
     The same key gives the same bytes in any process. What lies outside the image is labelled 255 and has about
     the image's mean colour.
     """
-    seed, epoch, index = key
-    draws = uniforms(seed, epoch, index, VIEWS, 7)
-    crop = augment.crop or label_HW.shape
-    window = _choose_window(label_HW.shape, crop, augment.scale, draws[:3])
-    inside, placed = _visible(window, label_HW.shape, crop)
+    view = place_view(label_HW.shape, augment, key)
+    inside, placed = view.inside, view.placed
     image = _resized(torch.from_numpy(image_HW3[inside].copy()).permute(2, 0, 1), placed, InterpolationMode.BILINEAR)
     label = _resized(torch.from_numpy(label_HW[inside].copy())[None], placed, InterpolationMode.NEAREST_EXACT)
-    if draws[3] < augment.flip:
+    if view.flipped:
         image, label = F.horizontal_flip(image), F.horizontal_flip(label)
+    return _on_canvas(_recoloured(image, *view.colour), label[0], placed, view.crop, image_HW3)
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of an image fills which part of a crop, and how."""
+
+    crop: Size
+    inside: tuple[slice, slice]
+    """Rows and columns of the image that are seen."""
+    placed: tuple[slice, slice]
+    """Rows and columns of the crop that they fill."""
+    flipped: bool
+    """Left and right are exchanged, within `placed`."""
+    factor: float
+    """Pixels of the crop a pixel of the image, in rows and columns up to rounding."""
+    colour: tuple[float, float, float]
+    """Factors of brightness, contrast and saturation."""
+
+
+def place_view(size: Size, augment: Augment, key: Key) -> View:
+    """The view that `key` stands for, of an image of `size`; nothing is read."""
+    seed, epoch, index = key
+    draws = uniforms(seed, epoch, index, VIEWS, 7)
+    crop = augment.crop or size
+    factor = augment.scale[0] * (augment.scale[1] / augment.scale[0]) ** draws[0]
+    inside, placed = _visible(_choose_window(size, crop, factor, draws[1:3]), size, crop)
+    flipped = bool(draws[3] < augment.flip)
+    if flipped:
         placed = (placed[0], slice(crop[1] - placed[1].stop, crop[1] - placed[1].start))
-    factors = [
+    brightness, contrast, saturation = (
         1 + spread * (2 * draw - 1)
         for spread, draw in zip((augment.brightness, augment.contrast, augment.saturation), draws[4:], strict=True)
-    ]
-    return _on_canvas(_recoloured(image, *factors), label[0], placed, crop, image_HW3)
+    )
+    return View(crop, inside, placed, flipped, float(factor), (brightness, contrast, saturation))
 
 
 def uniforms(seed: int, epoch: int, index: int, purpose: int, count: int) -> np.ndarray:
@@ -64,10 +90,9 @@ class _Window:
     width: int
 
 
-def _choose_window(size: Size, crop: Size, scale: tuple[float, float], draws: np.ndarray) -> _Window:
-    factor = scale[0] * (scale[1] / scale[0]) ** draws[0]
+def _choose_window(size: Size, crop: Size, factor: float, draws: np.ndarray) -> _Window:
     height, width = (max(1, round(edge / factor)) for edge in crop)
-    return _Window(_offset(size[0] - height, draws[1]), _offset(size[1] - width, draws[2]), height, width)
+    return _Window(_offset(size[0] - height, draws[0]), _offset(size[1] - width, draws[1]), height, width)
 
 
 def _offset(slack: int, draw: float) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from dsd_core.distill.lazy import ops, torch
+from dsd_core.distill.signals import Logits, Signal, Values, grid_at
 from dsd_core.parts import Fraction, Part, Weight, alternatives
 
 if TYPE_CHECKING:
@@ -28,10 +29,25 @@ student alone."""
 
 @dataclass(frozen=True)
 class Outlook:
-    """What one network made of a batch: logits at the size of the images, and the features of each kind of layers."""
+    """What one network made of a batch: logits at the size of the images (None where nobody asked for them), the
+    features of each kind of layers, and signals that were kept."""
 
-    logits_NKHW: Tensor
+    logits_NKHW: Tensor | None
     features: dict[str, list[Tensor]] = field(default_factory=dict)
+    kept: Mapping[Signal, Values] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits, of an outlook that has them."""
+        assert self.logits_NKHW is not None
+        return self.logits_NKHW
+
+    def tell(self, signal: Signal, valid_NHW: Tensor) -> Values:
+        """A signal's value for a batch with these pixels that count; kept ones are not computed anew."""
+        if signal in self.kept:
+            return self.kept[signal]
+        maps = self.kept.get(signal.base) or signal.base.of(self, tuple(valid_NHW.shape[-2:]))  # type: ignore[arg-type]
+        return signal.derive(maps, valid_NHW)
 
 
 @dataclass(frozen=True)
@@ -48,10 +64,21 @@ class Seen:
     module: nn.Module | None = None
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.labels_NHW.shape[-2:]
+        return height, width
+
+    @property
     def taught(self) -> Outlook:
         """What the teacher made of the batch, for losses that have one."""
         assert self.teacher is not None
         return self.teacher
+
+    def told(self, signal: Signal) -> Values:
+        """What the teacher says of the batch."""
+        with torch.no_grad():
+            return self.taught.tell(signal, self.valid_NHW)
 
 
 @dataclass(frozen=True)
@@ -71,7 +98,7 @@ class LossSpec(Part):
     """What the term is called where one loss stands twice; by default it has the loss's own name."""
     weight: Annotated[Weight | Literal["auto"], alternatives("give a number from 0 to 1000000, or `auto`.")] = 1.0
     """Factor of the term. `auto`: its gradient at the student's parameters gets the norm of the gradient of the first
-    term whose weight is a number; measured at each logging step and averaged."""
+    term whose weight is a number; measured every `train.norms_every` steps, averaged, and used from the next step."""
     warmup: Fraction = 0.0
     """Share of the steps over which the weight rises linearly from zero."""
     decay: Literal["none", "linear", "cosine"] = "none"
@@ -98,12 +125,21 @@ class LossSpec(Part):
         """Whether it weighs the classes by their shares of the training pixels."""
         return False
 
+    @property
+    def counts_by_teacher(self) -> bool:
+        """Whether what the term is a mean over depends on what the teacher finds."""
+        return False
+
     def student_layers(self) -> tuple[Layers, ...]:
         """Kinds of layers that the term needs of the student, beside its logits."""
         return ()
 
     def teacher_layers(self) -> tuple[Layers, ...]:
         return self.student_layers()
+
+    def signals(self) -> tuple[Signal, ...] | None:
+        """All that it takes of the teacher; None: whole features, which are not kept."""
+        return None if self.uses_teacher else ()
 
     def projection(self, channels: Channels) -> nn.Module | None:
         """What the loss learns beside the student, never part of the exported network."""
@@ -114,8 +150,8 @@ class LossSpec(Part):
         """The unweighted term, a scalar."""
 
     def counted(self, seen: Seen) -> Tensor:
-        """What the term is a mean over, in this batch: its images, or the positions that count. Processes that share a
-        batch weigh their parts by it."""
+        """What the term is a mean over, in this batch: its images, or the positions that count. Parts of a
+        batch are weighed by it."""
         return seen.labels_NHW.new_tensor(len(seen.labels_NHW), dtype=torch.float32)
 
     def ramp(self, progress: float) -> float:
@@ -151,16 +187,24 @@ class LogitLoss(LossSpec):
     def student_layers(self) -> tuple[Layers, ...]:
         return ("logits",) if self.logits_at == "head" else ()
 
+    @property
+    def kept_logits(self) -> Logits:
+        return Logits(self.logits_at, self.stride if self.stride != 1 else None)
+
+    def signals(self) -> tuple[Signal, ...] | None:
+        return (self.kept_logits,)
+
     def logits(self, seen: Seen) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of student and teacher, and the positions that count, on the loss's grid."""
-        student, teacher = seen.student.logits_NKHW, seen.taught.logits_NKHW
-        if self.logits_at == "head":
-            classes = student.shape[1]  # a further output of a network is void
-            student, teacher = (outlook.features["logits"][0][:, :classes] for outlook in (seen.student, seen.taught))
+        student, valid = self.student_logits(seen)
+        return student, seen.told(self.kept_logits)[0], valid
+
+    def student_logits(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Logits of the student, and the positions that count, on the loss's grid."""
+        student = seen.student.logits if self.logits_at == "image" else seen.student.features["logits"][0]
         if self.stride is not None and self.stride > 1:
-            grid = grid_at(seen, self.stride)
-            student, teacher = ops.resize(ops.widen(student), grid), ops.resize(ops.widen(teacher), grid)
-        return student, teacher, ops.valid_on(seen.valid_NHW, student)
+            student = ops.resize(ops.widen(student), grid_at(seen.size, self.stride))
+        return student, ops.valid_on(seen.valid_NHW, student)
 
 
 class FeatureLoss(LossSpec):
@@ -180,9 +224,3 @@ class FeatureLoss(LossSpec):
             features = [project(x) for project, x in zip(seen.module.children(), features, strict=True)]
         pairs = zip(features, seen.taught.features[self.on], strict=True)
         return torch.stack([term(student, teacher) for student, teacher in pairs]).mean()
-
-
-def grid_at(seen: Seen, stride: int) -> tuple[int, int]:
-    """Height and width of the batch's images divided by the stride."""
-    height, width = seen.labels_NHW.shape[-2:]
-    return max(height // stride, 1), max(width // stride, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -10,13 +11,15 @@ from torch import Tensor, nn
 
 from dsd_core import dist
 from dsd_core.data.loader import Batch
-from dsd_core.distill.loss import AdversarialLoss, Channels, Layers, LossSpec, Outlook, Seen
+from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, Seen
+from dsd_core.distill.signals import Signal
+from dsd_core.distill.teaching import Names, Teaching, features_of, tapped
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.models.taps import Taps
 
-Names = dict[Layers, tuple[str, ...]]
-"""Module names of each kind of layers, shallow to deep."""
+Recall = Callable[[Batch], Outlook]
+"""Gives the teacher's signals of a batch."""
 
 
 class DistillTask(nn.Module):
@@ -24,6 +27,7 @@ class DistillTask(nn.Module):
 
     The student learns, and with it what losses learn beside it (`projections`); `critics` learn against it. Hooks exist
     only for the kinds of layers in `student_layers` and `teacher_layers`. `class_weights` (K) weigh the labels.
+    With `recall` the teacher sees no batch here, and may be absent.
     """
 
     def __init__(
@@ -35,16 +39,18 @@ class DistillTask(nn.Module):
         student_layers: Names,
         teacher_layers: Names,
         class_weights: Tensor | None = None,
+        recall: Recall | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.teacher = teacher
+        self.teacher = None if recall else teacher
         self.losses = losses
+        self.teacher_layers = teacher_layers
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
         channels = Channels(
             _channels(student, student.network, student_layers, "/student/taps"),
-            {} if teacher is None else _channels(teacher, teacher.network, teacher_layers, "/teacher/taps"),
+            _channels(self.teacher, self.teacher.network, teacher_layers, "/teacher/taps") if self.teacher else {},
             student.classes,
         )
         self.projections = _modules({_key(loss): loss.projection(channels) for loss in losses})
@@ -52,24 +58,30 @@ class DistillTask(nn.Module):
             {_key(loss): loss.critic(channels) for loss in losses if isinstance(loss, AdversarialLoss)}
         )
         self._hooks = ExitStack()
-        self._student_taps = self._tapped(student.network, student_layers, "/student/taps")
-        self._teacher_taps = {} if teacher is None else self._tapped(teacher.network, teacher_layers, "/teacher/taps")
+        self._student_taps = tapped(self._hooks, student.network, student_layers, "/student/taps")
+        self._recall = recall
+        self._teaching: Teaching | None = None
+        if self.teacher is not None:
+            self._teaching = Teaching(self.teacher, teacher_layers)
+            self._hooks.callback(self._teaching.close)
+        self._bases = bases_of(losses)
 
     def close(self) -> None:
         """Remove the hooks."""
         self._hooks.close()
 
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(self, batch: Batch, whole: Batch | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Each unweighted term by name, and what each critic minimises; all scalars, in float32.
 
-        Of several processes (`dsd_core.dist`) each gives its part; the sum over them is the term of the whole batch.
+        Of several processes (`dsd_core.dist`), and where the batch is a part of this process's `whole`, each gives its
+        part; the sum over them is the term of the whole batch.
         """
         student = self.student(batch.images_N3HW)
         seen = Seen(
             batch.images_N3HW,
             batch.labels_NHW,
             batch.valid_NHW,
-            Outlook(student, _features(self._student_taps, self.student, student)),
+            Outlook(student, features_of(self._student_taps, self.student, batch.images_N3HW)),
             self._teach(batch),
             self.class_weights,
         )
@@ -80,31 +92,34 @@ class DistillTask(nn.Module):
                 for loss in self.losses
                 if isinstance(loss, AdversarialLoss)
             }
-            return self._parts(terms, seen), self._parts(criticism, seen)
+            return self._parts(terms, seen, whole or batch), self._parts(criticism, seen, whole or batch)
 
     def learned(self) -> list[nn.Parameter]:
         """Parameters that the losses are minimised over: the student's first, then those beside it."""
         return [p for part in (self.student, self.projections) for p in part.parameters() if p.requires_grad]
 
-    def _parts(self, terms: dict[str, Tensor], seen: Seen) -> dict[str, Tensor]:
-        """The terms as parts of those of the whole batch: times this process's share of what each is a mean over."""
-        if dist.world() == 1 or not terms:
+    def _parts(self, terms: dict[str, Tensor], seen: Seen, whole: Batch) -> dict[str, Tensor]:
+        """The terms as parts of those of the whole batch: times this part's share of what each is a mean over."""
+        alone = len(whole) == len(seen.labels_NHW)
+        if not terms or (dist.world() == 1 and alone):
             return terms
-        counting = (loss for loss in self.losses if loss.term in terms)
-        counts = torch.stack([loss.counted(self._for(loss, seen)).float() for loss in counting])
-        return {name: share * value for share, (name, value) in zip(dist.shares(counts), terms.items(), strict=True)}
+        counting = [loss for loss in self.losses if loss.term in terms]
+        counts = self._counts(counting, seen)
+        totals = dist.total(counts if alone else self._counts(counting, _as_if_seen(whole, seen)))
+        shares = counts / totals.clamp_min(1e-12)
+        return {name: share * value for share, (name, value) in zip(shares, terms.items(), strict=True)}
+
+    def _counts(self, losses: list[LossSpec], seen: Seen) -> Tensor:
+        return torch.stack([loss.counted(self._for(loss, seen)).float() for loss in losses])
 
     def _teach(self, batch: Batch) -> Outlook | None:
-        if self.teacher is None:
+        if self._recall is not None:
+            return self._recall(batch)
+        if self._teaching is None:
             return None
-        with torch.no_grad():
-            logits = self.teacher(batch.images_N3HW)
-        return Outlook(logits, _features(self._teacher_taps, self.teacher.module, logits))
-
-    def _tapped(self, network: nn.Module, layers: Names, field: str) -> dict[str, Taps]:
-        return {
-            kind: self._hooks.enter_context(Taps(network, names, field=field)) for kind, names in sorted(layers.items())
-        }
+        if self._bases is None:
+            return self._teaching.features(batch.images_N3HW)
+        return Outlook(None, kept=self._teaching.signals(batch.images_N3HW, self._bases))
 
     def _for(self, loss: LossSpec, seen: Seen) -> Seen:
         """What the loss sees: the batch, with the modules that are its own."""
@@ -112,27 +127,33 @@ class DistillTask(nn.Module):
         return replace(seen, module=own[_key(loss)]) if _key(loss) in own else seen
 
 
+def _as_if_seen(whole: Batch, part: Seen) -> Seen:
+    """The whole batch with outputs of the shapes that the part's have, and of no meaning: enough to count."""
+
+    def outlook(of: Outlook) -> Outlook:
+        features = {kind: [_grown(feature, len(whole)) for feature in found] for kind, found in of.features.items()}
+        logits = None if of.logits_NKHW is None else _grown(of.logits_NKHW, len(whole))
+        return replace(of, logits_NKHW=logits, features=features)
+
+    taught = None if part.teacher is None else outlook(part.teacher)
+    return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, outlook(part.student), taught, part.class_weights)
+
+
+def _grown(tensor: Tensor, images: int) -> Tensor:
+    return tensor.detach()[:1].expand(images, *tensor.shape[1:])
+
+
 def _key(loss: LossSpec) -> str:
     """Name of the loss's module; a ModuleDict takes no name that is one of its own methods, such as `pop`."""
     return f"of_{loss.term}"
 
 
-def _features(taps: dict[str, Taps], segmenter: nn.Module, logits_NKHW: Tensor) -> dict[str, list[Tensor]]:
-    """The captured features, without the rows and columns that saw only padding beyond the image."""
-    assert isinstance(segmenter, Segmenter)
-    size = logits_NKHW.shape[-2:]
-    padded = segmenter.padded(*size)
-    return {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
-
-
-def _inside(feature_NCHW: Tensor, size: tuple[int, ...], padded: tuple[int, int]) -> Tensor:
-    if tuple(size) == padded:
-        return feature_NCHW
-    rows, columns = (
-        max(1, round(side * image / whole))
-        for side, image, whole in zip(feature_NCHW.shape[-2:], size, padded, strict=True)
-    )
-    return feature_NCHW[..., :rows, :columns]
+def bases_of(losses: tuple[LossSpec, ...]) -> tuple[Signal, ...] | None:
+    """The maps that all signals of the losses are derived from; None where a loss takes whole features."""
+    signals = [loss.signals() for loss in losses]
+    if any(asked is None for asked in signals):
+        return None
+    return tuple(dict.fromkeys(signal.base for asked in signals for signal in asked or ()))
 
 
 def _modules(found: dict[str, nn.Module | None]) -> nn.ModuleDict:

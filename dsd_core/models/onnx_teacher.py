@@ -89,6 +89,10 @@ class OnnxTeacher(nn.Module):
         self.taps = nn.ModuleList(nn.Identity() for _ in names)
         self.tap_modules = {name: f"taps.{index}" for index, name in enumerate(names)}
 
+    def release(self) -> None:
+        """Give the session's memory back; the teacher cannot run any more."""
+        self.session = None
+
     def default_taps(self) -> tuple[str, ...]:
         """The tensors given as taps, else the last activation of each stage. Raises SpecError where none were found."""
         if len(self.stages) < 2:

@@ -19,6 +19,10 @@ from dsd_core.errors import SpecError, unknown
 Captured = tuple[Any, list[int] | None]  # what a module returned, and how often each tensor had been altered by then
 
 
+class _Reached(Exception):
+    """Every tap has fired; the rest of the forward pass is not needed."""
+
+
 class Taps:
     """Capture what the modules of `names` return in each forward pass inside `with`.
 
@@ -36,8 +40,7 @@ class Taps:
 
     def __enter__(self) -> Self:
         self._hooks.append(self._network.register_forward_pre_hook(self._forget))
-        for module_name in {module_name for module_name, _ in self._points.values()}:
-            module = self._network.get_submodule(module_name)
+        for module_name, module in zip(self._module_names, self.modules, strict=True):
             self._hooks.append(module.register_forward_hook(self._hook(module_name)))
         return self
 
@@ -46,6 +49,11 @@ class Taps:
             hook.remove()
         self._hooks.clear()
         self._captured.clear()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules whose outputs are captured."""
+        return [self._network.get_submodule(module_name) for module_name in self._module_names]
 
     def features(self) -> list[Tensor]:
         """The features NCHW of the last forward pass, in the order of the names; they are handed over and forgotten.
@@ -67,6 +75,10 @@ class Taps:
             with suppress(SpecError):
                 found[name] = self._feature(name, item, passes)
         return found
+
+    @property
+    def _module_names(self) -> list[str]:
+        return list(dict.fromkeys(module_name for module_name, _ in self._points.values()))
 
     def _forget(self, module: nn.Module, inputs: Any) -> None:
         self._captured.clear()
@@ -105,6 +117,30 @@ class Taps:
 
     def _error(self, name: str, message: str, hint: str) -> SpecError:
         return SpecError(f"The tap {name!r} {message}", field=self._field, hint=hint)
+
+
+def run_to_last(run: Callable[[], object], taps: Iterable[Taps]) -> None:
+    """Call `run`, a forward pass of the network that all of `taps` are in, and leave it as soon as each tapped module
+    has ended; `features` then gives what a whole pass would.
+
+    What `features` refuses of a whole pass is not seen here: a tapped module that would run again, or be altered in
+    place, after the last. Not for networks that torch.compile runs, where nothing can be left.
+    """
+    waiting = {module for tap in taps for module in tap.modules}
+
+    def ended(module: nn.Module, inputs: Any, output: Any) -> None:
+        waiting.discard(module)
+        if not waiting:
+            raise _Reached
+
+    # Hooks run in the order they were registered in: these after those that capture.
+    hooks = [module.register_forward_hook(ended) for module in tuple(waiting)]
+    try:
+        with suppress(_Reached):
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def unwrap(module: nn.Module) -> nn.Module:

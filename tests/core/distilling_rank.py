@@ -1,6 +1,7 @@
 """Terms and gradients of distillation, and the program of one of several processes that share a batch.
 
-`python -m tests.core.distilling_rank RANK OF MEETING_FILE TEACHER OUT` writes the terms and gradients of all processes.
+`python -m tests.core.distilling_rank RANK OF MEETING_FILE TEACHER OUT SIZE PARTS` writes the terms and gradients of
+all processes.
 """
 
 from __future__ import annotations
@@ -42,16 +43,17 @@ def task_of(teacher: Path) -> DistillTask:
     return build_learner(spec, spec.losses, frozen, len(CLASSES), torch.device("cpu"), None).task.eval()
 
 
-def share_of(teacher: Path, rank: int, of: int) -> Batch:
-    """The images of one process, of a batch of 3 whose views have void of different sizes."""
-    spec = small_spec(teacher, train__batch=3, train__augment={"scale": [0.3, 1.0]})
+def share_of(teacher: Path, rank: int, of: int, size: int = 3) -> Batch:
+    """The images of one process, of a batch of `size` whose views have void of different sizes."""
+    spec = small_spec(teacher, train__batch=size, train__augment={"scale": [0.3, 1.0]})
     data = open_dataset("streets", None, "train", (32, 48))
     return next(train_batches(data, spec.train, 0, 1, rank=rank, of=of))
 
 
-def outcome(task: DistillTask, batch: Batch) -> dict[str, Tensor]:
-    """Each term, and the gradient of their sum at each learned parameter, over all processes."""
-    terms, _ = task(batch)
+def outcome(task: DistillTask, batch: Batch, parts: int = 1) -> dict[str, Tensor]:
+    """Each term, and the gradient of their sum at each learned parameter, over all processes and parts."""
+    found = [task(part, batch)[0] for part in batch.split(parts)]
+    terms = {name: torch.stack([part[name] for part in found]).sum() for name in found[0]}
     torch.stack(list(terms.values())).sum().backward()
     gradients = {f"gradient.{place}": p.grad for place, p in enumerate(task.learned()) if p.grad is not None}
     found = {name: value.detach().contiguous() for name, value in (terms | gradients).items()}
@@ -60,10 +62,11 @@ def outcome(task: DistillTask, batch: Batch) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    rank, of, meeting, weights, out = sys.argv[1:]
+    rank, of, meeting, weights, out, size, parts = sys.argv[1:]
     torch.set_num_threads(1)
     torch_dist.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(of), timeout=timedelta(seconds=120)
     )
-    save_file(outcome(task_of(Path(weights)), share_of(Path(weights), int(rank), int(of))), out)
+    batch = share_of(Path(weights), int(rank), int(of), int(size))
+    save_file(outcome(task_of(Path(weights)), batch, int(parts)), out)
     dist.leave()

@@ -39,7 +39,15 @@ def small_spec(teacher: Path | None = None, **changes: Any) -> JobSpec:
         "name": "small",
         "dataset": {"name": "streets", "size": [32, 48]},
         "student": {"network": TINY},
-        "train": {"epochs": 1, "batch": 40, "threads": 1, "log_every": 1, "learning_rate": 0.01, "warmup_steps": 0},
+        "train": {
+            "epochs": 1,
+            "batch": 40,
+            "threads": 1,
+            "log_every": 1,
+            "norms_every": 1,
+            "learning_rate": 0.01,
+            "warmup_steps": 0,
+        },
         "evaluate": {"every_epochs": 1, "batch": 20, "pictures": 1},
     }
     if teacher:

@@ -182,6 +182,8 @@ def test_a_disk_without_room_for_two_is_refused_before_anything_is_written(tmp_p
     [
         lambda p: torch.optim.AdamW(p, lr=0.1),
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
     ],
 )
 def test_a_restored_optimizer_takes_the_very_same_next_step(make):

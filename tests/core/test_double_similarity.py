@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsd_core.distill.losses import category_correlation, category_similarity, pixel_similarity
-from dsd_core.distill.losses.double_similarity import present_classes
+from dsd_core.distill.losses.double_similarity import labelled_classes
+from dsd_core.distill.signals import Presence
 from tests.core.tensors import maps
 
 # --- references: loops over plain formulas, no code shared with the library
@@ -225,4 +226,6 @@ def test_present_classes_are_those_the_teacher_predicts_or_the_labels_hold():
     logits = torch.zeros(1, 4, 1, 3)
     logits[0, 2] = 5
     labels = torch.tensor([[[0, 255, 0]]])
-    assert present_classes(logits, labels).tolist() == [[True, False, True, False]]
+    (predicted,) = Presence().derive((logits,), labels != 255)
+    assert predicted.tolist() == [[0, 0, 1, 0]]
+    assert labelled_classes(labels, 4).tolist() == [[True, False, False, False]]

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import dsd_core.distill.losses as L
-from dsd_core.distill.losses.cross_entropy import hard_pixels, pseudo_labels
+from dsd_core.distill.loss import Outlook
+from dsd_core.distill.losses.cross_entropy import hard_pixels
 from dsd_core.distill.ops import resize
+from dsd_core.distill.signals import Labelling
 from tests.conftest import ROOT
 from tests.core.tensors import maps
 
@@ -398,8 +400,8 @@ def test_mining_hard_pixels_averages_the_cross_entropy_over_them_alone() -> None
 def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_enough() -> None:
     logits = maps(SHAPE, seed=21)[0]
     p = logits.softmax(1)
-    found = pseudo_labels(logits, VALID, confidence=0.5)
-    kept = VALID & (p.amax(1) >= 0.5)
+    (labels_N1HW,) = Outlook(logits).tell(Labelling(confidence=0.5), VALID)
+    found, kept = labels_N1HW.squeeze(1), p.amax(1) >= 0.5
     assert (found[kept] == p.argmax(1)[kept]).all() and (found[~kept] == IGNORE).all() and kept.any() and (~kept).any()
 
 

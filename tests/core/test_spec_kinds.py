@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -117,6 +118,7 @@ def test_a_webhook_is_any_web_address(address: str) -> None:
         {"webhook": "https://example.org/hook"},
         {"export": {"precision": "float16"}},
         {"resources": {"device": "cpu", "memory_gib": 2, "labels": {"zone": "b"}}},
+        {"train": {"log_every": 7, "checkpoints_kept": 2, "resume": "strict"}},
     ],
 )
 def test_how_a_job_is_found_queued_placed_and_written_leaves_its_training_the_same(change: dict[str, Any]) -> None:
@@ -133,6 +135,8 @@ def test_how_a_job_is_found_queued_placed_and_written_leaves_its_training_the_sa
         {"student": {"network": "enet"}},
         {"losses": [{"loss": "dice"}]},
         {"train": {"seed": 1}},
+        {"train": {"accumulate": 2}},
+        {"train": {"norms_every": 7}},
         {"evaluate": {"every_epochs": 3}},
         {"baseline": True},
         {"seeds": [3]},
@@ -154,3 +158,31 @@ def test_every_field_of_a_job_is_described_for_the_api(tmp_path: Any) -> None:
     assert undescribed == []
     assert schemas["JobSpec"]["properties"]["needs"]["items"]["pattern"] == "^[0-9a-z]{1,40}$"
     assert set(schemas["JobSpec"]["properties"]) == set(JobSpec.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("change", "unread"),
+    [
+        ({"signals": "off", "views": 4}, "views is not read with `signals: off`"),
+        ({"signals": "image", "view_seed": 3}, "view_seed is not read with `signals: image`"),
+        ({"signals": "view", "scales": [0.5, 1.0]}, "scales is not read with `signals: view`"),
+        ({"signals": "off", "top_k": 3, "store": "require"}, "top_k, store are not read with `signals: off`"),
+    ],
+)
+def test_fields_of_signals_that_would_not_be_read_are_refused(change: dict[str, Any], unread: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(unread)):
+        parse_spec(DISTILL | change)
+
+
+def test_a_job_without_a_teacher_takes_no_signals() -> None:
+    with pytest.raises(SpecError, match="signals is not read by kind 'train'"):
+        parse_spec(TRAIN | {"signals": "image"})
+
+
+def test_what_becomes_of_a_full_disk_leaves_the_training_the_same_and_the_views_do_not() -> None:
+    job, required = parse_spec(DISTILL), parse_spec(DISTILL | {"store": "require"})
+    assert (
+        job.training_digest()
+        == required.training_digest()
+        != parse_spec(DISTILL | {"signals": "off"}).training_digest()
+    )

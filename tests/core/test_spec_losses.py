@@ -40,6 +40,13 @@ def test_a_weight_may_follow_the_teachers_term_where_no_baseline_is_asked_for() 
     assert parse_spec(JOB | {"losses": [AUTO, {"loss": "kd"}]}).losses[0].weight == "auto"
 
 
+def test_a_batch_in_parts_is_refused_where_only_the_teacher_tells_what_counts() -> None:
+    taught = [{"loss": "ce", "labels": "teacher", "confidence": 0.5}]
+    assert parse_spec(JOB | {"losses": taught}).losses[0].counts_by_teacher
+    with pytest.raises(SpecError, match="`confidence`"):
+        parse_spec(JOB | {"losses": taught, "train": {"accumulate": 2}})
+
+
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
@@ -47,6 +54,7 @@ def test_a_weight_may_follow_the_teachers_term_where_no_baseline_is_asked_for() 
         ({"losses": [{"loss": "skd_pairwise", "pool": "hal"}]}, "/losses/0/pool", "`half`"),
         ({"student": {"network": {"name": "espnet", "options": {"p": {}}}}}, "/student/network/options/p", "a number"),
         ({"kind": "destill"}, "/kind", "Did you mean distill"),
+        ({"train": {"batch": 4, "accumulate": 5}}, "/train/accumulate", "give at most 4"),
     ],
 )
 def test_a_wrong_value_is_answered_once_with_what_is_allowed(change: dict[str, Any], field: str, says: str) -> None:

@@ -11,7 +11,8 @@ from torch import distributed, nn
 
 from dsd_core.errors import SpecError
 from dsd_core.models import build, default_taps, head_taps
-from dsd_core.models.taps import Taps
+from dsd_core.models.frozen import Frozen
+from dsd_core.models.taps import Taps, run_to_last
 
 
 class Net(nn.Module):
@@ -203,3 +204,48 @@ def test_all_features_leaves_out_what_cannot_be_tapped() -> None:
     with Taps(net, [name for name, _ in net.named_modules() if name]) as taps:
         net(IMAGE)
         assert list(taps.all_features()) == ["act", "second", "pair:0", "pair:1"]
+
+
+@pytest.mark.parametrize("name", ["espnet", "fpn:resnet18", "pspnet_r18_half", "lraspp_mobilenet_v3_large"])
+def test_a_pass_that_ends_at_the_last_tap_has_the_features_of_a_whole_one_and_runs_nothing_more(name: str) -> None:
+    network = build(name, 4).eval()
+    images, ran = torch.rand(2, 3, 64, 96), []
+    for module_name, module in network.named_modules():
+        module.register_forward_hook(lambda module, inputs, output, name=module_name: ran.append(name))
+    deep, shallow = default_taps(network)[::-1], head_taps(network)[:1]
+    with Taps(network, deep) as taps, Taps(network, shallow) as others:
+        with torch.no_grad():
+            network(images)
+            whole, expected = ran.copy(), [*taps.features(), *others.features()]
+            ran.clear()
+            run_to_last(lambda: network(images), (taps, others))
+            cut = ran.copy()
+            found = [*taps.features(), *others.features()]
+            network(images)  # whole again
+            assert len(taps.features()) == len(deep) and ran[len(cut) :] == whole
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    assert cut == whole[: len(cut)] and cut[-1] in {name.partition(":")[0] for name in (*deep, *shallow)}
+    assert not set(cut) & {"", head_taps(network)[-1]}
+
+
+def test_a_pass_that_meets_no_last_tap_runs_to_its_end_and_its_own_errors_come_through() -> None:
+    net = Net()
+    with Taps(net, ("first", "spare")) as taps:
+        run_to_last(lambda: net(IMAGE), (taps,))
+        with pytest.raises(SpecError, match="'spare' did not run"):
+            taps.features()
+        with pytest.raises(RuntimeError, match="channels"):
+            run_to_last(lambda: net(IMAGE[:, :2]), (taps,))
+    assert not net.first._forward_hooks and not net.spare._forward_hooks
+
+
+def test_a_frozen_network_runs_to_its_taps_and_a_compiled_one_to_its_end() -> None:
+    frozen, ended = Frozen(Net()), []
+    with Taps(frozen.network, ("first",)) as taps:
+        frozen.network.act.register_forward_hook(lambda module, inputs, output: ended.append(output))
+        frozen.run_to_taps(IMAGE, (taps,))
+        (expected,) = taps.features()
+        assert not expected.requires_grad and not ended and not frozen.compiled
+        frozen.network.compile(backend="eager")
+        frozen.run_to_taps(IMAGE, (taps,))
+        assert frozen.compiled and torch.equal(taps.features()[0], expected) and ended

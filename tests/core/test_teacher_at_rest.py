@@ -64,21 +64,41 @@ def test_dropout_and_batch_norm_of_the_teacher_rest_before_during_and_after_trai
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in frozen.named_buffers())
 
 
-def test_two_processes_come_to_the_terms_and_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+def expect_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("size", "parts"), [(3, 1), (5, 2)])
+def test_two_processes_come_to_the_terms_and_gradients_of_the_whole_batch(
+    size: int, parts: int, tmp_path: Path
+) -> None:
     teacher = save_teacher(tmp_path)
     outs = [tmp_path / f"rank-{rank}.safetensors" for rank in range(2)]
     program = [sys.executable, "-m", "tests.core.distilling_rank"]
     shared = [str(tmp_path / "meeting"), str(teacher)]
-    ranks = [subprocess.Popen([*program, str(rank), "2", *shared, str(out)], cwd=ROOT) for rank, out in enumerate(outs)]
+    ranks = [
+        subprocess.Popen([*program, str(rank), "2", *shared, str(out), str(size), str(parts)], cwd=ROOT)
+        for rank, out in enumerate(outs)
+    ]
     assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
 
-    task, batch = task_of(teacher), share_of(teacher, 0, 1)
-    shares = [share_of(teacher, rank, 2).valid_NHW.float().mean().item() for rank in range(2)]
+    task, batch = task_of(teacher), share_of(teacher, 0, 1, size)
+    shares = [share_of(teacher, rank, 2, size).valid_NHW.float().mean().item() for rank in range(2)]
     assert abs(shares[0] - shares[1]) > 0.01, "one process has more void than the other"
     alone = outcome(task, batch)
     assert len(list(task.projections.parameters())) >= 2
     assert sum(name.startswith("gradient") for name in alone) == len(task.learned())
     for together in map(load_file, outs):
-        assert set(together) == set(alone)
-        for name, expected in alone.items():
-            assert torch.allclose(together[name], expected, rtol=1e-3, atol=1e-5), name
+        expect_equal(together, alone)
+
+
+def test_a_batch_in_parts_comes_to_the_terms_and_gradients_of_the_whole(tmp_path: Path) -> None:
+    teacher = save_teacher(tmp_path)
+    batch = share_of(teacher, 0, 1, 5)
+    parts = batch.split(3)
+    assert [len(part) for part in parts] == [1, 2, 2] and sum((part.indices for part in parts), ()) == batch.indices
+    known = [part.valid_NHW.float().mean().item() for part in parts]
+    assert max(known) - min(known) > 0.01, "the parts differ in their void"
+    expect_equal(outcome(task_of(teacher), batch, 3), outcome(task_of(teacher), batch))

@@ -23,7 +23,7 @@ from dsd_core.learner import build_learner
 from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.onnx_session import onnx_session
-from dsd_core.optim import backward, learning_rate
+from dsd_core.optim import learning_rate
 from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
 from dsd_core.train import fit, seed_results, train
@@ -356,16 +356,36 @@ def test_training_leaves_the_teacher_as_it_was(teacher):
     assert all(parameter.grad is None for parameter in frozen.parameters())
 
 
-def test_measured_gradients_add_up_to_the_plain_gradient(teacher):
+def test_measuring_leaves_the_gradient_as_it_is_to_the_bit_and_a_single_terms_norm_is_that_of_its_gradient(teacher):
     spec = small_spec(teacher)
     batch = next(train_batches(open_dataset("streets", None, "train", (32, 48)), spec.train, 0, 1))
-    gradients = []
+    weights, norms = {}, {}
     for measure in (False, True):
         learner = learner_of(spec)
-        backward(learner.task, learner.task(batch)[0], learner.weights, learner.precision, measure=measure)
-        gradients.append([parameter.grad for parameter in learner.student.parameters()])
-    for plain, measured in zip(*gradients, strict=True):
-        assert torch.allclose(plain, measured, rtol=1e-3, atol=1e-5)
+        _, norms[measure] = learner.step(batch, 0.01, 1.0, measure=measure)
+        weights[measure] = learner.student.state_dict()
+    assert all(torch.equal(value, weights[True][name]) for name, value in weights[False].items())
+    assert set(norms[False]) == {"total"} and norms[False]["total"] == norms[True]["total"]
+    for loss in spec.losses:
+        learner = learner_of(spec)
+        (loss.weight * learner.task(batch)[0][loss.term]).backward()
+        expected = torch.nn.utils.get_total_norm([p.grad for p in learner.student.parameters() if p.grad is not None])
+        assert norms[True][loss.term].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_norms_are_measured_as_often_as_asked_and_the_weights_depend_neither_on_that_nor_on_logging(teacher, tmp_path):
+    spec, steps = small_spec(teacher, train__epochs=2), {}
+    found = {}
+    for log_every, norms_every in ((1, 5), (4, 200)):
+        events = []
+        changes = {"train__log_every": log_every, "train__norms_every": norms_every, "train__epochs": 2}
+        _, student = train(small_spec(teacher, **changes), tmp_path / str(log_every), events.append)
+        steps[log_every] = {event.step: set(event.grad_norms) for event in progress(events, "student")}
+        found[log_every] = student.state_dict()
+    terms = {loss.term for loss in spec.losses} | {"total"}
+    assert steps[1] == {step: terms if step in (1, 5, 10, 12) else {"total"} for step in range(1, 13)}
+    assert steps[4] == {1: terms, 4: {"total"}, 8: {"total"}, 12: terms}
+    assert all(torch.equal(value, found[4][name]) for name, value in found[1].items())
 
 
 @pytest.mark.fault("F43")

@@ -1,4 +1,5 @@
-"""Two processes train what one would, and end with the same bits however they are ended on the way."""
+"""Two processes train what one would, as does one that takes its batch in parts, and end with the same bits however
+they are ended on the way."""
 
 from __future__ import annotations
 
@@ -68,6 +69,18 @@ def ranks_of(agent: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def curve(events: list) -> list[dict[str, float]]:
     return [event.losses for event in events if isinstance(event, Progress)]
+
+
+def test_a_batch_in_parts_has_the_loss_curve_of_whole_ones(tmp_path):
+    curves = {}
+    for parts in (1, 2):
+        events: list = []
+        train(spec_of(tmp_path, train__epochs=4, train__accumulate=parts), tmp_path / str(parts), events.append)
+        curves[parts] = [event for event in events if isinstance(event, Progress)]
+    assert len(curves[1]) == 8
+    for ours, expected in zip(curves[2], curves[1], strict=True):
+        assert ours.losses == pytest.approx(expected.losses, abs=1e-5)
+        assert ours.grad_norms == pytest.approx(expected.grad_norms, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.faults_only

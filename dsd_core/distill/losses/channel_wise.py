@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dsd_core.distill.lazy import F, ops
 from dsd_core.distill.loss import Channels, FeatureLoss, Layers, LogitLoss, Seen
+from dsd_core.distill.signals import Signal
 from dsd_core.parts import Temperature
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class ChannelWise(LogitLoss, FeatureLoss):
 
     def student_layers(self) -> tuple[Layers, ...]:
         return LogitLoss.student_layers(self) if self.on == "logits" else (self.on,)
+
+    def signals(self) -> tuple[Signal, ...] | None:
+        return LogitLoss.signals(self) if self.on == "logits" else None
 
     def projection(self, channels: Channels) -> nn.Module | None:
         return None if self.on == "logits" else ops.projections(channels.student[self.on], channels.teacher[self.on])

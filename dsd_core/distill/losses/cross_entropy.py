@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dsd_core.distill.lazy import F, ops, torch
 from dsd_core.distill.loss import Layers, LossSpec, Seen
+from dsd_core.distill.signals import Labelling, Signal
 from dsd_core.parts import Fraction, Weight
 
 if TYPE_CHECKING:
@@ -47,15 +48,22 @@ class CrossEntropy(LossSpec):
     def needs_class_shares(self) -> bool:
         return self.class_weights == "log"
 
+    @property
+    def counts_by_teacher(self) -> bool:
+        return self.uses_teacher and self.confidence > 0
+
     def student_layers(self) -> tuple[Layers, ...]:
         return ("auxiliary",)
 
     def teacher_layers(self) -> tuple[Layers, ...]:
         return ()
 
+    def signals(self) -> tuple[Signal, ...] | None:
+        return (Labelling(self.confidence),) if self.uses_teacher else ()
+
     def compute(self, seen: Seen) -> Tensor:
         labels = self._labels(seen)
-        total = self._ce(seen.student.logits_NKHW, labels, seen.class_weights)
+        total = self._ce(seen.student.logits, labels, seen.class_weights)
         for logits in seen.student.features.get("auxiliary", ()):
             grown = ops.resize(ops.widen(logits), ops.grid_of(labels))
             total = total + self.auxiliary * self._ce(grown, labels, seen.class_weights)
@@ -70,7 +78,8 @@ class CrossEntropy(LossSpec):
     def _labels(self, seen: Seen) -> Tensor:
         if self.labels == "dataset":
             return seen.labels_NHW
-        return pseudo_labels(seen.taught.logits_NKHW, seen.valid_NHW, self.confidence)
+        (labels_N1HW,) = seen.told(Labelling(self.confidence))
+        return labels_N1HW.squeeze(1).long().where(seen.valid_NHW, IGNORE)
 
     def _ce(self, logits_NKHW: Tensor, labels_NHW: Tensor, class_weights: Tensor | None) -> Tensor:
         return ce(
@@ -118,13 +127,6 @@ def hard_pixels(logits_NKHW: Tensor, labels_NHW: Tensor, threshold: float, least
     ranked = probability.flatten().sort().values
     last = (valid.sum() * least).ceil().long().clamp(1, ranked.numel()) - 1
     return valid & (probability <= torch.maximum(ranked[last], ranked.new_tensor(threshold)))
-
-
-def pseudo_labels(teacher_logits_NKHW: Tensor, valid_NHW: Tensor, confidence: float = 0.0) -> Tensor:
-    """The teacher's most probable class at each pixel, NHW; 255 outside `valid` and where it is less sure than
-    `confidence`."""
-    sure, found = ops.widen(teacher_logits_NKHW.detach()).softmax(dim=1).max(dim=1)
-    return found.where(valid_NHW & (sure >= confidence), IGNORE)
 
 
 def log_class_weights(shares: Tensor) -> Tensor:

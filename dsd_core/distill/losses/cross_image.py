@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from dsd_core.distill.lazy import F, ops, torch
-from dsd_core.distill.loss import FeatureLoss, Seen, grid_at
+from dsd_core.distill.loss import FeatureLoss, Seen
+from dsd_core.distill.signals import grid_at
 from dsd_core.parts import Temperature
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class CrossImage(FeatureLoss):
 
     def compute(self, seen: Seen) -> Tensor:
         def term(student: Tensor, teacher: Tensor) -> Tensor:
-            on_grid = ops.resize(ops.widen(student), grid_at(seen, self.stride))
+            on_grid = ops.resize(ops.widen(student), grid_at(seen.size, self.stride))
             return cirkd(on_grid, teacher, temperature=self.temperature, valid=seen.valid_NHW)
 
         return self.mean_over_pairs(seen, term)

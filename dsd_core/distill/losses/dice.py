@@ -25,7 +25,7 @@ class Dice(LossSpec):
     needs_teacher: ClassVar[bool] = False
 
     def compute(self, seen: Seen) -> Tensor:
-        return dice(seen.student.logits_NKHW, seen.labels_NHW, smooth=self.smooth, valid=seen.valid_NHW)
+        return dice(seen.student.logits, seen.labels_NHW, smooth=self.smooth, valid=seen.valid_NHW)
 
 
 def dice(logits: Tensor, labels: Tensor, *, smooth: float = 1.0, valid: Tensor | None = None) -> Tensor:

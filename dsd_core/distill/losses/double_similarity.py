@@ -5,6 +5,7 @@ The paper has no released code; docs/methods.md says what is reconstructed and w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations, pairwise
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from dsd_core.distill.lazy import F, ops, torch
-from dsd_core.distill.loss import Layers, LogitLoss, LossSpec, Seen, grid_at
+from dsd_core.distill.loss import Layers, LogitLoss, LossSpec, Seen
+from dsd_core.distill.signals import Correlation, Energy, Presence, Signal, grid_at
 from dsd_core.parts import Temperature
 
 if TYPE_CHECKING:
@@ -39,14 +41,17 @@ class PixelSimilarity(LossSpec):
     def student_layers(self) -> tuple[Layers, ...]:
         return (self.layers,)
 
+    @property
+    def energy(self) -> Energy:
+        return Energy(self.layers, self.stride)
+
+    def signals(self) -> tuple[Signal, ...] | None:
+        return (self.energy,)
+
     def compute(self, seen: Seen) -> Tensor:
-        return pixel_similarity(
-            seen.student.features[self.layers],
-            seen.taught.features[self.layers],
-            pairs=self.pairs,
-            reduction=self.reduction,
-            grid=grid_at(seen, self.stride),
-            valid=seen.valid_NHW,
+        maps_S = energy_maps(seen.student.features[self.layers], grid_at(seen.size, self.stride))
+        return map_similarity(
+            maps_S, seen.told(self.energy), pairs=self.pairs, reduction=self.reduction, valid=seen.valid_NHW
         )
 
 
@@ -62,18 +67,24 @@ class CategorySimilarity(LogitLoss):
     present_only: bool = False
     """Leave out classes absent from both the teacher's prediction and the labels of the crop."""
 
+    @property
+    def correlation(self) -> Correlation:
+        return Correlation(self.kept_logits, self.tau, self.softmax, self.normalize, self.pool)
+
+    def signals(self) -> tuple[Signal, ...] | None:
+        return (self.correlation, Presence()) if self.present_only else (self.correlation,)
+
     def compute(self, seen: Seen) -> Tensor:
-        student, teacher, valid = self.logits(seen)
-        return category_similarity(
-            student,
-            teacher,
-            tau=self.tau,
-            softmax=self.softmax,
-            normalize=self.normalize,
-            pool=self.pool,
-            present=present_classes(seen.taught.logits_NKHW, seen.labels_NHW) if self.present_only else None,
-            valid=valid,
+        student, valid = self.student_logits(seen)
+        matrix_S = category_correlation(
+            student, tau=self.tau, softmax=self.softmax, normalize=self.normalize, pool=self.pool, valid=valid
         )
+        (matrix_T,) = seen.told(self.correlation)
+        present = None
+        if self.present_only:
+            (found,) = seen.told(Presence())
+            present = found.bool() | labelled_classes(seen.labels_NHW, found.shape[1])
+        return matrix_similarity(matrix_S, matrix_T, present)
 
 
 def pixel_similarity(
@@ -92,22 +103,39 @@ def pixel_similarity(
     over positions: `sum` lies in [0, 4] whatever the resolution, `mean` divides by the number of positions. Positions
     outside `valid` (NHW bool, any size) have no energy. Raises ValueError for lists that do not match.
     """
-    if len(student) != len(teacher) or len(student) < 2:
-        raise ValueError(f"PSD needs the same number of maps, at least two; got {len(student)} and {len(teacher)}.")
     grid = grid or ops.coarsest([*student, *teacher])
-    residual_S = residual_attention(student, grid, pairs, valid)
     with torch.no_grad():
-        residual_T = residual_attention(teacher, grid, pairs, valid)
+        maps_T = energy_maps(teacher, grid)
+    return map_similarity(energy_maps(student, grid), maps_T, pairs=pairs, reduction=reduction, valid=valid)
+
+
+def map_similarity(
+    maps_S: Sequence[Tensor],
+    maps_T: Sequence[Tensor],
+    *,
+    pairs: Pairs = "adjacent",
+    reduction: Literal["sum", "mean"] = "sum",
+    valid: Tensor | None = None,
+) -> Tensor:
+    """PSD from energy maps N1HW of one grid, of which a positive factor an image and layer makes no difference."""
+    if len(maps_S) != len(maps_T) or len(maps_S) < 2:
+        raise ValueError(f"PSD needs the same number of maps, at least two; got {len(maps_S)} and {len(maps_T)}.")
+    residual_S = residual_attention(maps_S, pairs, valid)
+    with torch.no_grad():
+        residual_T = residual_attention(maps_T, pairs, valid)
     squared = torch.stack([(s - t).square().sum(dim=1) for s, t in zip(residual_S, residual_T, strict=True)])
     loss = squared.mean()
-    return loss / (grid[0] * grid[1]) if reduction == "mean" else loss
+    return loss / math.prod(ops.grid_of(maps_S[0])) if reduction == "mean" else loss
 
 
-def residual_attention(
-    features: Sequence[Tensor], grid: tuple[int, int], pairs: Pairs = "adjacent", valid: Tensor | None = None
-) -> list[Tensor]:
-    """Residual attention maps `n(a_m - a_l)` of each pair of layers l < m, each N x (H*W) with unit norm per image."""
-    maps = [ops.resize(ops.energy(feature), grid) for feature in features]
+def energy_maps(features: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:
+    """Energy maps N1HW of features NCHW, resized to the grid (height, width)."""
+    return [ops.resize(ops.energy(feature), grid) for feature in features]
+
+
+def residual_attention(maps: Sequence[Tensor], pairs: Pairs = "adjacent", valid: Tensor | None = None) -> list[Tensor]:
+    """Residual attention maps `n(a_m - a_l)` of each pair of layers l < m, from energy maps N1HW of one grid; each N x
+    (H*W) with unit norm per image."""
     if valid is not None:
         counts = ops.valid_on(valid, maps[0]).unsqueeze(1)
         maps = [attention.where(counts, 0) for attention in maps]
@@ -139,6 +167,11 @@ def category_similarity(
     matrix_S = correlate(student_logits)
     with torch.no_grad():
         matrix_T = correlate(teacher_logits)
+    return matrix_similarity(matrix_S, matrix_T, present)
+
+
+def matrix_similarity(matrix_S: Tensor, matrix_T: Tensor, present: Tensor | None = None) -> Tensor:
+    """CSD from correlation matrices N x K x K."""
     squared = (matrix_S - matrix_T).square()
     if present is None:
         return squared.mean()
@@ -172,10 +205,8 @@ def category_correlation(
     return q @ q.transpose(1, 2)
 
 
-def present_classes(logits_NKHW: Tensor, labels_NHW: Tensor) -> Tensor:
-    """bool N x K: the class is in the argmax of the logits or among the labels of the image."""
-    images, classes = logits_NKHW.shape[:2]
-    found = torch.zeros(images, classes + 1, dtype=torch.bool, device=logits_NKHW.device)
-    found.scatter_(1, logits_NKHW.argmax(dim=1).flatten(1), True)
+def labelled_classes(labels_NHW: Tensor, classes: int) -> Tensor:
+    """bool N x K: the class is among the labels of the image."""
+    found = torch.zeros(len(labels_NHW), classes + 1, dtype=torch.bool, device=labels_NHW.device)
     found.scatter_(1, labels_NHW.where(labels_NHW < classes, classes).flatten(1), True)
     return found[:, :classes]

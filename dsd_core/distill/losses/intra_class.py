@@ -24,7 +24,7 @@ class IntraClass(FeatureLoss):
         return True
 
     def compute(self, seen: Seen) -> Tensor:
-        classes = seen.student.logits_NKHW.shape[1]
+        classes = seen.student.logits.shape[1]
         return self.mean_over_pairs(seen, partial(ifvd, labels=seen.labels_NHW, classes=classes, valid=seen.valid_NHW))
 
     def counted(self, seen: Seen) -> Tensor:

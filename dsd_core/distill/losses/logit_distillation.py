@@ -25,7 +25,7 @@ class LogitDistillation(LogitLoss):
         return kd(student, teacher, temperature=self.temperature, valid=valid)
 
     def counted(self, seen: Seen) -> Tensor:
-        return self.logits(seen)[2].sum()
+        return self.student_logits(seen)[1].sum()
 
 
 def kd(

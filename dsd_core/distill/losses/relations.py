@@ -30,7 +30,7 @@ class Relations(LogitLoss):
         return dist(student, teacher, beta=self.beta, gamma=self.gamma, temperature=self.temperature, valid=valid)
 
     def counted(self, seen: Seen) -> Tensor:
-        return self.logits(seen)[2].sum()
+        return self.student_logits(seen)[1].sum()
 
 
 def dist(

@@ -1,0 +1,246 @@
+"""The teacher's signals of a batch: from the store where they lie there, else from the teacher, and then kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dsd_core.data.dataset import IGNORE, Dataset, Size
+from dsd_core.data.loader import Batch, read_view
+from dsd_core.data.views import Key, View, place_view
+from dsd_core.distill.loss import Outlook
+from dsd_core.distill.signals import Signal, Values
+from dsd_core.distill.teaching import Teaching
+from dsd_core.errors import StorageError
+from dsd_core.inference import scaled
+from dsd_core.signals.plan import Plan
+from dsd_core.signals.record import Loaded, Shapes, capacity, decode, encode
+from dsd_core.signals.sampling import sample
+from dsd_core.signals.store import Entry
+from dsd_core.spec import Augment
+
+REST = 0.05
+"""Share of the records that may be filled at once, out of turn, so that the teacher can go."""
+
+
+@dataclass
+class Counts:
+    """Views of a student whose signals were there and whose were not, and images or views that the teacher saw."""
+
+    hits: int = 0
+    misses: int = 0
+    passes: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        return self.hits / max(self.hits + self.misses, 1)
+
+
+class OnShift(Protocol):
+    """A teacher that is in memory while it works."""
+
+    def wake(self) -> Teaching: ...
+
+    def rest(self) -> None: ...
+
+
+@dataclass
+class Recall:
+    """Called with a batch, gives its signals.
+
+    `shift` has the teacher, which leaves memory once the entry is complete. What is computed is always rounded as it
+    would be kept, so that a run's losses do not depend on who filled the store. Without an entry, or with one that
+    cannot be written any more, the teacher computes each time; `give_up` is told why once, and may raise instead.
+    """
+
+    plan: Plan
+    dataset: Dataset
+    augment: Augment
+    classes: int
+    device: torch.device
+    entry: Entry | None
+    shift: OnShift
+    give_up: Callable[[StorageError], None]
+    counts: Counts = field(default_factory=Counts)
+    _complete: bool = False
+    _since_looked: int = 0
+
+    def __call__(self, batch: Batch) -> Outlook:
+        views = [place_view(self.dataset.size_of(index), self.augment, key) for index, key in _drawn(batch)]
+        numbers = [self._number(*drawn, view) for drawn, view in zip(_drawn(batch), views, strict=True)]
+        found = self._loaded(numbers)
+        self.counts.hits += sum(number in found for number in numbers)
+        self.counts.misses += sum(number not in found for number in numbers)
+        absent = [number for number in dict.fromkeys(numbers) if number not in found]
+        if absent:
+            found |= self._filled(absent, self._images_of(batch, numbers))
+        elif not self._complete:
+            self._fill_rest(len(batch))
+        return Outlook(None, kept=self._values([found[number] for number in numbers], numbers, batch, views))
+
+    def records_of(self, index: int) -> range:
+        """Numbers of an image's records: one a scale, or one a view."""
+        return range(index * self.plan.looks, (index + 1) * self.plan.looks)
+
+    def _number(self, index: int, key: Key, view: View) -> int:
+        if self.plan.kind == "view":
+            return self.records_of(index)[key[1]]
+        nearest = min(range(len(self.plan.scales)), key=lambda at: _apart(self.plan.scales[at], view.factor))
+        return self.records_of(index)[nearest]
+
+    # --- records ------------------------------------------------------------------------------------------------------
+
+    def _loaded(self, numbers: Sequence[int]) -> dict[int, Loaded]:
+        if self.entry is None:
+            return {}
+        read = {number: self.entry.read(number) for number in dict.fromkeys(numbers)}
+        return {number: self._decoded(record) for number, record in read.items() if record is not None}
+
+    def _decoded(self, record: memoryview | bytes) -> Loaded:
+        return decode(record, self.plan.kept, self.classes, top_k=self.plan.top_k)
+
+    def _filled(self, absent: list[int], given: dict[int, tuple[Tensor, Tensor]]) -> dict[int, Loaded]:
+        """Records that were absent: computed and kept here, or by another process meanwhile. An image's records are
+        filled together."""
+        if self.plan.kind == "image":
+            absent = list(dict.fromkeys(number for one in absent for number in self.records_of(one // self.plan.looks)))
+        if self.entry is None:
+            return {number: self._decoded(record) for number, record in self._computed(absent, given)}
+        found: dict[int, Loaded] = {}
+        try:
+            with self.entry.filling(absent) as ours:
+                for number, record in self._computed(ours, given):
+                    found[number] = self._decoded(record)
+                    self.entry.write(number, record.ljust(self.entry.sizes[number], b"\0"))
+        except StorageError as error:
+            self.give_up(error)
+            self.entry = None
+        found |= self._loaded([number for number in absent if number not in found])
+        unreadable = [number for number in absent if number not in found]
+        return found | {number: self._decoded(record) for number, record in self._computed(unreadable, given)}
+
+    def _fill_rest(self, batch: int) -> None:
+        """Let the teacher go where the entry is complete, and complete it where little is missing: the images that an
+        epoch leaves over, since its batches are full."""
+        self._since_looked += 1
+        if self.entry is None or self._since_looked % 16 != 1:
+            return
+        absent = self.entry.absent()
+        if len(absent) > max(batch * self.plan.looks, REST * self.entry.records):
+            return
+        for start in range(0, len(absent), batch):
+            self._filled(absent[start : start + batch], {})
+        if self.entry is not None and self.entry.complete:
+            self._complete = True
+            self.shift.rest()
+
+    # --- the teacher --------------------------------------------------------------------------------------------------
+
+    def _images_of(self, batch: Batch, numbers: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Views of the batch by the number of their record, with the pixels that count; whole images are not in it."""
+        if self.plan.kind == "image":
+            return {}
+        rows = {number: row for row, number in enumerate(numbers)}
+        return {
+            number: (batch.images_N3HW[row : row + 1], batch.valid_NHW[row : row + 1]) for number, row in rows.items()
+        }
+
+    def _computed(self, numbers: Sequence[int], given: dict[int, tuple[Tensor, Tensor]]) -> Iterator[tuple[int, bytes]]:
+        """Each record by the teacher, those of one size of image at once."""
+        if not numbers:
+            return
+        shown = [(number, *(given.get(number) or self._shown(number))) for number in numbers]
+        for _, group in groupby(sorted(shown, key=lambda one: tuple(one[1].shape)), lambda one: tuple(one[1].shape)):
+            some = list(group)
+            images = torch.cat([image for _, image, _ in some]).to(self.device, memory_format=torch.channels_last)
+            valid = torch.cat([pixels for _, _, pixels in some]).to(self.device)
+            self.counts.passes += len(some)
+            values = self._signals(images, valid)
+            for row, (number, _, _) in enumerate(some):
+                one = {signal: [tensor[row] for tensor in tensors] for signal, tensors in values.items()}
+                yield number, encode(one, top_k=self.plan.top_k)
+
+    def _signals(self, images_N3HW: Tensor, valid_NHW: Tensor) -> dict[Signal, Values]:
+        """What a record of each image holds."""
+        bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
+        outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, apart=True))
+        return {signal: outlook.tell(signal, valid_NHW) for signal in self.plan.kept}
+
+    def shapes(self, size: Size) -> Shapes:
+        """Of the signals of an image of this size, found by a pass over a blank one."""
+        blank = torch.zeros(1, 3, *size, dtype=torch.uint8, device=self.device)
+        values = self._signals(blank, torch.ones(1, *size, dtype=torch.bool, device=self.device))
+        return {signal: tuple(tuple(tensor.shape[1:]) for tensor in tensors) for signal, tensors in values.items()}
+
+    def _shown(self, number: int) -> tuple[Tensor, Tensor]:
+        """The image 1 x 3 x H x W that a record is of, and the pixels that count."""
+        index, look = divmod(number, self.plan.looks)
+        if self.plan.kind == "view":
+            image, label = read_view(self.dataset, index, self.augment, (self.plan.view_seed, look, index))
+            return image.unsqueeze(0), (label != IGNORE).unsqueeze(0)
+        image_HW3, _ = self.dataset.read(index)
+        whole = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0)
+        image = scaled(whole, self.plan.scales[look])
+        return image, torch.ones(image[:, 0].shape, dtype=torch.bool)
+
+    # --- values of a batch --------------------------------------------------------------------------------------------
+
+    def _values(
+        self, records: list[Loaded], numbers: list[int], batch: Batch, views: list[View]
+    ) -> dict[Signal, Values]:
+        several = {signal: zip(*(record[signal] for record in records), strict=True) for signal in self.plan.kept}
+        to_device = partial(Tensor.to, device=self.device, non_blocking=True)
+        if self.plan.kind == "view":
+            return {
+                signal: tuple(_widened(signal, to_device(torch.stack(rows))) for rows in tensors)
+                for signal, tensors in several.items()
+            }
+        images = [self.dataset.size_of(index) for index in batch.indices]
+        scales = [self.plan.scales[number % self.plan.looks] for number in numbers]
+        return {
+            signal: tuple(
+                self._sampled(signal, [to_device(row) for row in rows], scales, views, images) for rows in tensors
+            )
+            for signal, tensors in several.items()
+        }
+
+    def _sampled(
+        self, signal: Signal, maps: list[Tensor], scales: list[float], views: list[View], images: list[Size]
+    ) -> Tensor:
+        height, width = maps[0].shape[-2:]
+        grid = signal.grid(views[0].crop, (height, width), scaled_size(images[0], scales[0]))
+        return sample(maps, views, images, grid, ids=signal.kept == "ids")
+
+
+def record_sizes(plan: Plan, dataset: Dataset, crop: Size | None, shapes: Shapes, probed: Size) -> list[int]:
+    """Bytes of each record, where an image of the size `probed` has signals of these shapes."""
+    if plan.kind == "view":
+        size = crop or dataset.size
+        return [capacity(shapes, probed, size, top_k=plan.top_k)] * (plan.views * len(dataset))
+    looked = [scaled_size(dataset.size_of(index), scale) for index in range(len(dataset)) for scale in plan.scales]
+    known = {size: capacity(shapes, probed, size, top_k=plan.top_k) for size in set(looked)}
+    return [known[size] for size in looked]
+
+
+def scaled_size(size: Size, scale: float) -> Size:
+    """Height and width of an image that `scaled` gives."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _drawn(batch: Batch) -> list[tuple[int, Key]]:
+    return list(zip(batch.indices, batch.keys, strict=True))
+
+
+def _apart(one: float, other: float) -> float:
+    """The ratio of the larger to the smaller."""
+    return one / other if one > other else other / one
+
+
+def _widened(signal: Signal, tensor: Tensor) -> Tensor:
+    return tensor if signal.kept == "ids" else tensor.float()

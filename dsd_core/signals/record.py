@@ -1,0 +1,120 @@
+"""A record: what one image's signals look like as bytes.
+
+First the number of tensors of each signal, then the shape of each, three numbers of 16 bits, then their values: half
+precision, or one byte for ids. A record says its own shapes, so those of images of several sizes need no table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsd_core.distill.signals import Signal
+
+HALF, BYTE = np.dtype("<f2"), np.dtype("u1")
+SHORT = np.dtype("<u2")
+LARGEST = float(np.finfo(np.float16).max)
+
+Shapes = dict[Signal, tuple[tuple[int, ...], ...]]
+"""Of each signal's tensors, for one image."""
+Loaded = dict[Signal, tuple[Tensor, ...]]
+"""One image's signals as they were kept: half precision or bytes."""
+
+
+def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = None) -> bytes:
+    """The record of one image from its tensors (C x H x W, K x K or K)."""
+    parts = [[part for x in tensors for part in _parts(signal, x, top_k)] for signal, tensors in values.items()]
+    counts = [len(of_signal) for of_signal in parts]
+    arrays = [array for of_signal in parts for array in of_signal]
+    shapes = [[*array.shape, 0, 0][:3] for array in arrays]
+    header = np.array([*counts, *(edge for shape in shapes for edge in shape)], dtype=SHORT)
+    return b"".join([header.tobytes(), *(array.tobytes() for array in arrays)])
+
+
+def decode(record: memoryview | bytes, signals: Sequence[Signal], classes: int, *, top_k: int | None = None) -> Loaded:
+    """What `encode` was given, in the order of `signals`. `classes` is K."""
+    counts = np.frombuffer(record, SHORT, len(signals)).tolist()
+    shapes = np.frombuffer(record, SHORT, 3 * sum(counts), 2 * len(signals)).reshape(-1, 3).tolist()
+    offset = 2 * len(signals) + 6 * len(shapes)
+    found: Loaded = {}
+    rows = iter(shapes)
+    for signal, count in zip(signals, counts, strict=True):
+        tensors = []
+        for number in range(count):
+            shape = tuple(edge for edge in next(rows) if edge)
+            dtype = _dtypes(signal, top_k)[number % len(_dtypes(signal, top_k))]
+            array = np.frombuffer(record, dtype, math.prod(shape), offset).reshape(shape)
+            offset += array.nbytes
+            tensors.append(torch.from_numpy(array.copy()))
+        found[signal] = _whole(signal, tensors, classes, top_k)
+    return found
+
+
+def capacity(shapes: Shapes, probed: tuple[int, int], size: tuple[int, int], *, top_k: int | None = None) -> int:
+    """The most bytes a record takes of an image of `size`, where one of `probed` has signals of these `shapes`."""
+    grown = [(signal, _grown(shape, probed, size)) for signal, several in shapes.items() for shape in several]
+    values = sum(_bytes(signal, shape, top_k) for signal, shape in grown)
+    tensors = sum(len(_dtypes(signal, top_k)) * len(several) for signal, several in shapes.items())
+    return 2 * len(shapes) + 6 * tensors + values
+
+
+def _grown(shape: tuple[int, ...], probed: tuple[int, int], size: tuple[int, int]) -> tuple[int, ...]:
+    """A map's shape for an image of another size, rounded up, with a row and a column to spare for padding."""
+    if len(shape) != 3 or size == probed:
+        return shape
+    rows, columns = (math.ceil(side * new / old) + 1 for side, new, old in zip(shape[1:], size, probed, strict=True))
+    return shape[0], rows, columns
+
+
+def _bytes(signal: Signal, shape: tuple[int, ...], top_k: int | None) -> int:
+    if _picked(signal, top_k, shape[0]):
+        assert top_k is not None
+        return (2 * (top_k + 1) + top_k) * math.prod(shape[1:])
+    return math.prod(shape) * (1 if signal.kept == "ids" else 2)
+
+
+def _picked(signal: Signal, top_k: int | None, classes: int) -> bool:
+    return signal.kept == "logits" and top_k is not None
+
+
+def _dtypes(signal: Signal, top_k: int | None) -> tuple[np.dtype, ...]:
+    """Of the arrays that one tensor becomes."""
+    if signal.kept == "logits" and top_k is not None:
+        return HALF, BYTE
+    return (BYTE,) if signal.kept == "ids" else (HALF,)
+
+
+def _parts(signal: Signal, tensor: Tensor, top_k: int | None) -> Iterable[np.ndarray]:
+    if signal.kept == "ids":
+        return [tensor.to(torch.uint8).cpu().numpy()]
+    if signal.kept == "logits" and top_k is not None:
+        return _largest(tensor.float(), min(top_k, len(tensor)))
+    if signal.kept == "scaled":
+        tensor = tensor / tensor.amax().clamp_min(torch.finfo(torch.float32).tiny)
+    return [_half(tensor)]
+
+
+def _half(tensor: Tensor) -> np.ndarray:
+    return tensor.float().clamp(-LARGEST, LARGEST).half().cpu().contiguous().numpy()
+
+
+def _largest(logits_KHW: Tensor, k: int) -> list[np.ndarray]:
+    """The k largest logits of each position with their classes, and the logit that all others get: their probabilities
+    keep their sum."""
+    values, classes = logits_KHW.topk(k, dim=0)
+    others = len(logits_KHW) - k
+    rest = logits_KHW.scatter(0, classes, -torch.inf).logsumexp(dim=0) - math.log(max(others, 1))
+    return [_half(torch.cat([values, rest.unsqueeze(0)])), classes.to(torch.uint8).cpu().numpy()]
+
+
+def _whole(signal: Signal, tensors: list[Tensor], classes: int, top_k: int | None) -> tuple[Tensor, ...]:
+    if signal.kept != "logits" or top_k is None:
+        return tuple(tensors)
+    return tuple(
+        values[-1].expand(classes, *values.shape[1:]).scatter(0, picked.long(), values[:-1])
+        for values, picked in zip(tensors[::2], tensors[1::2], strict=True)
+    )

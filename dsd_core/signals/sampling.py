@@ -1,0 +1,64 @@
+"""Image signals for views: maps of a whole image, looked at through the geometry of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsd_core.data.views import View
+
+Size = tuple[int, int]
+
+
+def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size], grid: Size, *, ids: bool) -> Tensor:
+    """Maps CHW of whole images to N x C x grid, one a view of an image of the size (height, width) in `images`.
+
+    Values are read at the centres of the view's cells: bilinear, averaged where cells of the map are smaller than the
+    view's, and of `ids` the nearest. Beyond the image the border is repeated.
+    """
+    if len({tuple(map_CHW.shape) for map_CHW in maps}) > 1:
+        found = (sample([m], [v], [s], grid, ids=ids) for m, v, s in zip(maps, views, images, strict=True))
+        return torch.cat(list(found))
+    stacked_NCHW = torch.stack(list(maps))
+    rows, columns = (_positions(views, images, axis, grid[axis], int(stacked_NCHW.shape[axis + 2])) for axis in (0, 1))
+    if ids:
+        return _nearest(stacked_NCHW, rows[0], columns[0])
+    across_down = [_weights(*found, int(stacked_NCHW.shape[axis + 2])) for axis, found in enumerate((rows, columns))]
+    down, across = (torch.from_numpy(weights).to(stacked_NCHW.device).unsqueeze(1) for weights in across_down)
+    return down @ stacked_NCHW.float() @ across.transpose(2, 3)
+
+
+def _positions(
+    views: Sequence[View], images: Sequence[Size], axis: int, cells: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the centres of the cells lie along an axis of maps of `length`, N x cells, in cells of the map from its
+    first centre; and how far they lie apart, N x 1."""
+    inside, placed = ([getattr(view, name)[axis] for view in views] for name in ("inside", "placed"))
+    flipped = np.array([[view.flipped and axis == 1] for view in views])
+    crop = np.array([[view.crop[axis]] for view in views], dtype=np.float64)
+    start, stop, first, last = (
+        np.array([[getattr(span, end)] for span in spans], dtype=np.float64)
+        for spans, end in ((inside, "start"), (inside, "stop"), (placed, "start"), (placed, "stop"))
+    )
+    ratio = (stop - start) / (last - first)
+    along = ((np.arange(cells) + 0.5) * crop / cells - first) * ratio
+    pixels = np.where(flipped, stop - along, start + along)
+    per_pixel = length / np.array([[image[axis]] for image in images], dtype=np.float64)
+    return np.clip(pixels * per_pixel - 0.5, 0, length - 1), crop / cells * ratio * per_pixel
+
+
+def _weights(positions: np.ndarray, apart: np.ndarray, length: int) -> np.ndarray:
+    """Rows of N x cells x length that sum to 1: triangles as wide as the cells lie apart, and at least one cell of the
+    map to each side."""
+    distance = np.abs(positions[:, :, None] - np.arange(length))
+    weights = np.maximum(1 - distance / np.maximum(apart, 1.0)[:, :, None], 0)
+    return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+
+
+def _nearest(maps_NCHW: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    down, across = (torch.from_numpy(np.rint(at).astype(np.int64)).to(maps_NCHW.device) for at in (rows, columns))
+    images = torch.arange(len(maps_NCHW), device=maps_NCHW.device)
+    return maps_NCHW[images[:, None, None], :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
