@@ -37,6 +37,7 @@ from sqlalchemy import Engine
 from benchmarks import queue as queue_costs
 from benchmarks import startup, static
 from benchmarks.load import MIB, Line, Meter, Taken, drive, request, running, say, spread
+from benchmarks.pieces import RESULTS, ROOT
 from benchmarks.queue import Size
 from deploy import services
 from dsd_core.events import parse
@@ -48,8 +49,6 @@ from tests.client.scenes import progress
 from tests.jobs.builders import a_queued_job
 from tests.servers import ShortFolder, end, free_ports, fresh_database, spawn, start_postgres
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
 JOBS = "/api/v1/jobs"
 BODY = {"kind": "train", "name": "posted", "dataset": {"name": "streets"}, "student": {"network": "espnet"}}
 STUDENT = {"model.safetensors": 1_500_000, "large.onnx": 100_000_000}  # bytes; the first is that of a small student
@@ -64,7 +63,7 @@ class Scale:
     """How much is measured."""
 
     rounds: int = 5  # of each request, download
-    requests: int = 200  # of each sort in a round
+    requests: int = 100  # of each sort in a round
     clients: int = 8  # connections at once
     watchers: tuple[int, ...] = (50, 500)
     events: int = 40  # that the watchers wait for
@@ -263,8 +262,22 @@ def _compared(name: str, servers: dict[str, tuple[int, Meter, str]], scale: Scal
 # --- all --------------------------------------------------------------------------------------------------------------
 
 
-def measure(scale: Scale = FULL) -> dict[str, Any]:
-    """Every figure; the folders and servers it needs are its own."""
+def measure_all(scale: Scale = FULL) -> dict[str, Any]:
+    """Every figure, with the command and the machine; the folders and servers it needs are its own."""
+    before = os.getloadavg()[0]
+    found = _measure(scale)
+    load = f"a load of {before:.1f} before and {os.getloadavg()[0]:.1f} after"
+    machine = f"{platform.machine()} with {os.cpu_count()} cores, {load}"
+    return {"command": "python -m benchmarks.service", "machine": machine, **found}
+
+
+def keep(report: dict[str, Any]) -> None:
+    """Write the report beside the others."""
+    (RESULTS / "service.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "service.md").write_text(markdown(report))
+
+
+def _measure(scale: Scale) -> dict[str, Any]:
     with ShortFolder() as folder:
         say("startup")
         with tempfile.TemporaryDirectory() as home:
@@ -374,14 +387,9 @@ def main() -> None:
         "--quick", action="store_true", help="little of everything, to see that it works; writes nothing"
     )
     quick = parser.parse_args().quick
-    before = os.getloadavg()[0]
-    found = measure(QUICK if quick else FULL)
-    load = f"a load of {before:.1f} before and {os.getloadavg()[0]:.1f} after"
-    machine = f"{platform.machine()} with {os.cpu_count()} cores, {load}"
-    report = {"command": "python -m benchmarks.service", "machine": machine, **found}
+    report = measure_all(QUICK if quick else FULL)
     if not quick:
-        (RESULTS / "service.json").write_text(json.dumps(report, indent=1) + "\n")
-        (RESULTS / "service.md").write_text(markdown(report))
+        keep(report)
     print(markdown(report))
 
 
