@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from api.body import read_patch, read_spec, read_wishes
 from api.errors import Unauthorized
+from api.feeds import Feeds
 from api.schemas import JobWishes, Json
 from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
@@ -43,6 +44,11 @@ async def _engine(request: Request) -> Engine:
     return found
 
 
+async def _feeds(request: Request) -> Feeds:
+    found: Feeds = request.app.state.feeds
+    return found
+
+
 async def _storage(request: Request) -> Storage:
     found: Storage = request.app.state.storage
     return found
@@ -54,6 +60,7 @@ async def _signals(request: Request) -> Store:
 
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
+FeedsOf = Annotated[Feeds, Depends(_feeds)]
 StorageOf = Annotated[Storage, Depends(_storage)]
 SignalsOf = Annotated[Store, Depends(_signals)]
 Spec = Annotated[JobSpec, Depends(read_spec)]

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from api import errors
 from api.deps import require_key
+from api.feeds import Feeds
 from api.gate import KnownHosts, NoSniff
 from api.openapi import PROBLEM, document_errors
 from api.routes import catalog, docs, events, health, jobs, models, requests, runs, signals, storage, workers
@@ -40,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = db.make_engine(
         settings.db_url, connections=CONNECTIONS, statement_timeout_s=PATIENCE_S, pool_timeout_s=PATIENCE_S
     )
+    app.state.feeds = Feeds(app.state.engine)
     app.state.storage = storage_of(settings)
     errors.install(app)
     app.add_middleware(KnownHosts, allowed_hosts=settings.allowed_hosts)

@@ -290,13 +290,13 @@ def stand_on(server: URL, size: Size, folder: Path) -> Iterator[Stand]:
     engine.dispose()
 
 
-def measure(large: Size, rounds: int) -> dict[str, Any]:
+def measure(small: Size, large: Size, rounds: int) -> dict[str, Any]:
     watch = Watch()
     with ShortFolder() as folder:
         process, server = start_postgres(folder, "-c", "fsync=on", "-c", "max_wal_size=8GB")
         try:
-            with stand_on(server, SMALL, folder) as small, stand_on(server, large, folder) as big:
-                stands = [small, big]
+            with stand_on(server, small, folder) as first, stand_on(server, large, folder) as second:
+                stands = [first, second]
                 for number in range(rounds + 3):
                     for stand in stands if number % 2 else reversed(stands):
                         one_round(stand, watch if number >= 3 else Watch())  # the first ones warm caches
@@ -358,7 +358,7 @@ def main() -> None:
     arguments = parser.parse_args()
     large = Size(LARGE.name, arguments.finished, LARGE.queued)
     before = os.getloadavg()[0]
-    found = measure(large, arguments.rounds)
+    found = measure(SMALL, large, arguments.rounds)
     load = f"a load of {before:.1f} before and {os.getloadavg()[0]:.1f} after"
     report = {
         "command": "make queue-costs",

@@ -22,7 +22,7 @@ from dsd_core.errors import StorageError
 from dsd_core.signals.store import Store
 from jobs.settings import Settings
 
-CHUNK = 256 * 1024
+CHUNK = 1024 * 1024  # bytes that a download takes of a file at once: each takes a turn of a thread
 BLOCK = 4 * 1024 * 1024  # bytes of one request to a bucket
 CONNECT_S = 5
 SILENCE_S = 30
