@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ON = $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
 
-.PHONY: setup check test test-fast faults soak mutants demo up compare loss-costs queue-costs clean
+.PHONY: setup check test test-fast faults soak mutants demo up compare views loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -34,19 +35,22 @@ mutants: setup
 	$(BIN)/python -m tests.mutants.run
 
 demo: setup
-	$(BIN)/dsd demo $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
+	$(BIN)/dsd demo $(ON)
 
 up: setup
 	$(BIN)/dsd up
 
 compare: setup
-	$(BIN)/python benchmarks/camvid_losses.py $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER)) $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/python -m benchmarks.camvid_losses $(ON) $(if $(JOBS),--jobs $(JOBS))
+
+views: setup
+	$(BIN)/python -m benchmarks.camvid_views $(ON) $(if $(JOBS),--jobs $(JOBS))
 
 loss-costs: setup
-	$(BIN)/python benchmarks/losses.py
+	$(BIN)/python -m benchmarks.losses
 
 queue-costs: setup
-	$(BIN)/python benchmarks/queue.py
+	$(BIN)/python -m benchmarks.queue
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

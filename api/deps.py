@@ -1,4 +1,4 @@
-"""What endpoints ask for: the settings, the database, the storage, and that the caller has the key."""
+"""What endpoints ask for: the settings, the database, what is kept where, and that the caller has the key."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from sqlalchemy import Engine
 
 from api.body import read_patch, read_spec, read_wishes
 from api.errors import Unauthorized
+from api.feeds import Feeds
 from api.schemas import JobWishes, Json
+from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
 from jobs.settings import Settings
-from jobs.storage import Storage
+from jobs.storage import Storage, signals_of
 
 _bearer = HTTPBearer(auto_error=False, description="The service's DSD_API_KEY, where it has one.")
 
@@ -42,14 +44,25 @@ async def _engine(request: Request) -> Engine:
     return found
 
 
+async def _feeds(request: Request) -> Feeds:
+    found: Feeds = request.app.state.feeds
+    return found
+
+
 async def _storage(request: Request) -> Storage:
     found: Storage = request.app.state.storage
     return found
 
 
+async def _signals(request: Request) -> Store:
+    return signals_of(request.app.state.settings)
+
+
 SettingsOf = Annotated[Settings, Depends(_settings)]
 Database = Annotated[Engine, Depends(_engine)]
+FeedsOf = Annotated[Feeds, Depends(_feeds)]
 StorageOf = Annotated[Storage, Depends(_storage)]
+SignalsOf = Annotated[Store, Depends(_signals)]
 Spec = Annotated[JobSpec, Depends(read_spec)]
 Patch = Annotated[Json, Depends(read_patch)]
 Wishes = Annotated[JobWishes, Depends(read_wishes)]

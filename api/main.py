@@ -10,9 +10,10 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from api import errors
 from api.deps import require_key
+from api.feeds import Feeds
 from api.gate import KnownHosts, NoSniff
 from api.openapi import PROBLEM, document_errors
-from api.routes import catalog, docs, events, health, jobs, models, requests, runs, storage, workers
+from api.routes import catalog, docs, events, health, jobs, models, requests, runs, signals, storage, workers
 from jobs import db
 from jobs.settings import Settings
 from jobs.settings import settings as settings_of_process
@@ -40,12 +41,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.engine = db.make_engine(
         settings.db_url, connections=CONNECTIONS, statement_timeout_s=PATIENCE_S, pool_timeout_s=PATIENCE_S
     )
+    app.state.feeds = Feeds(app.state.engine)
     app.state.storage = storage_of(settings)
     errors.install(app)
     app.add_middleware(KnownHosts, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(NoSniff)
     v1 = APIRouter(prefix="/api/v1", dependencies=[Depends(require_key)], responses=PROBLEM)
-    for part in (jobs, requests, events, runs, workers, catalog, models, storage):
+    for part in (jobs, requests, events, runs, workers, catalog, models, storage, signals):
         v1.include_router(part.router)
     for router in (v1, health.router, docs.router):
         app.include_router(router)

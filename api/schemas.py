@@ -310,6 +310,8 @@ class StorageUse(Answer):
     """Of registered versions."""
     other_bytes: int
     """Logs, events, pictures, and students that were not registered."""
+    signal_bytes: int
+    """Of teachers' signals, which lie beside the run folders and have a limit of their own: `GET /signals`."""
     keep_checkpoint_days: float
     keep_days: float | None
     keep_bytes: int | None
@@ -336,6 +338,68 @@ class Pruned(Answer):
     bytes: int
     """Of all removals."""
     data: list[Removal]
+
+
+class SignalsEntry(Answer):
+    """What a teacher said about a dataset, image by image or view by view."""
+
+    key: str
+    """A digest of all that it depends on."""
+    about: Json
+    """What it is of, as its job said; empty where the entry is damaged."""
+    bytes: int
+    records: int
+    filled: int
+    """Records that are there; the others have yet to be computed."""
+    created_at: Time
+    used_at: Time
+    """When a job last began or ended to use it."""
+    in_use: bool
+    whole: bool
+    """False: it is damaged, is never used, and is made anew by the next job that wants it."""
+
+
+class Signals(Answer):
+    """The store of teachers' signals."""
+
+    place: str
+    """A folder."""
+    limit_bytes: int
+    bytes: int
+    """Of all entries."""
+    data: list[SignalsEntry]
+
+
+class VerifiedSignals(Answer):
+    """An entry after a look at all its records."""
+
+    key: str
+    filled: int
+    """Records that are there and right."""
+    damaged: int
+    """Records that were damaged, and are forgotten now."""
+    whole: bool
+    """False: all of it was damaged, and is removed unless a job uses it."""
+
+
+class SignalsVerified(Answer):
+    """What was found damaged."""
+
+    damaged: int
+    """Records, and entries that were damaged as a whole."""
+    data: list[VerifiedSignals]
+
+
+class SignalsPruned(Answer):
+    """What was removed from the store of teachers' signals."""
+
+    dry_run: bool
+    """Whether nothing was deleted."""
+    bytes: int
+    """Of what was removed."""
+    data: list[SignalsEntry]
+    in_use: list[SignalsEntry]
+    """What would have gone, were no job using it."""
 
 
 class Network(Answer):

@@ -19,7 +19,6 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import dsd_core.distill.losses as L
+from benchmarks.pieces import RESULTS, ROOT
 
-RESULTS = Path(__file__).resolve().parent / "results"
 IMAGES, CLASSES, SIDE, CROP = 2, 19, 64, 512
 BUDGET_S = 4.0
 
@@ -211,6 +210,32 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measure_all() -> dict[str, Any]:
+    """Every loss and the step, each in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    rows = []
+    for name in ("step", *CASES):
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.losses", "--one", name],
+            env=environment,
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        rows.append(json.loads(done.stdout))
+        print(f"{rows[-1]['loss']:26} {1000 * rows[-1]['cpu_seconds']:9.1f} ms", file=sys.stderr, flush=True)
+    for row in rows:
+        row["share_of_step"] = row["cpu_seconds"] / rows[0]["cpu_seconds"]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return {"command": "make loss-costs", "machine": machine, "losses": [*rows[1:], rows[0]]}
+
+
+def keep(report: dict[str, Any]) -> None:
+    (RESULTS / "losses.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "losses.md").write_text(markdown(report))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -219,21 +244,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure_step() if arguments.one == "step" else measure(arguments.one)))
         return
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    rows = []
-    for name in ("step", *CASES):
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", name], env=environment, check=True, capture_output=True, text=True
-        )
-        rows.append(json.loads(done.stdout))
-        print(f"{rows[-1]['loss']:26} {1000 * rows[-1]['cpu_seconds']:9.1f} ms", file=sys.stderr, flush=True)
-    for row in rows:
-        row["share_of_step"] = row["cpu_seconds"] / rows[0]["cpu_seconds"]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-    report = {"command": "python benchmarks/losses.py", "machine": machine, "losses": [*rows[1:], rows[0]]}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "losses.json").write_text(json.dumps(report, indent=1) + "\n")
-    (RESULTS / "losses.md").write_text(markdown(report))
+    report = measure_all()
+    keep(report)
     print(json.dumps(report, indent=1) if arguments.json else markdown(report))
 
 

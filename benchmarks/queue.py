@@ -9,24 +9,19 @@ else the machine does falls on both. Every round leaves as many jobs queued as b
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # this folder has a `queue` that is not the standard library's
-
 import argparse
 import json
 import os
 import platform
 import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -34,6 +29,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import URL, Engine, create_engine, text
 
 from api.main import create_app
+from benchmarks.pieces import RESULTS, ROOT
 from dsd_core.spec import JobSpec, load_spec, parse_spec
 from jobs import db, store
 from jobs.settings import Settings
@@ -44,7 +40,6 @@ from tests.client.scenes import result, run
 from tests.jobs.builders import an_offer
 from tests.servers import ShortFolder, end, start_postgres
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = 50  # jobs, as many as GET /jobs gives by itself
 LEASE_S = 30.0
 HELD_TO = 2.0  # times the cost at the small size
@@ -295,13 +290,13 @@ def stand_on(server: URL, size: Size, folder: Path) -> Iterator[Stand]:
     engine.dispose()
 
 
-def measure(large: Size, rounds: int) -> dict[str, Any]:
+def measure(small: Size, large: Size, rounds: int) -> dict[str, Any]:
     watch = Watch()
     with ShortFolder() as folder:
         process, server = start_postgres(folder, "-c", "fsync=on", "-c", "max_wal_size=8GB")
         try:
-            with stand_on(server, SMALL, folder) as small, stand_on(server, large, folder) as big:
-                stands = [small, big]
+            with stand_on(server, small, folder) as first, stand_on(server, large, folder) as second:
+                stands = [first, second]
                 for number in range(rounds + 3):
                     for stand in stands if number % 2 else reversed(stands):
                         one_round(stand, watch if number >= 3 else Watch())  # the first ones warm caches
@@ -363,10 +358,10 @@ def main() -> None:
     arguments = parser.parse_args()
     large = Size(LARGE.name, arguments.finished, LARGE.queued)
     before = os.getloadavg()[0]
-    found = measure(large, arguments.rounds)
+    found = measure(SMALL, large, arguments.rounds)
     load = f"a load of {before:.1f} before and {os.getloadavg()[0]:.1f} after"
     report = {
-        "command": "python benchmarks/queue.py",
+        "command": "make queue-costs",
         "machine": f"{platform.machine()} with {os.cpu_count()} cores, {load}",
         **found,
         "kept": all(row["ratio"] <= HELD_TO for row in found["costs"] if row["cost"].startswith(PROMISED)),

@@ -27,6 +27,7 @@ import psutil
 from PIL import Image
 from sqlalchemy import Engine
 
+from benchmarks.pieces import RESULTS
 from dsd_core.spec import parse_spec
 from jobs import db, store
 from jobs.settings import Settings
@@ -34,7 +35,6 @@ from worker import run
 from worker.machine import offer_of
 from worker.slot import Slot
 
-RESULTS = Path(__file__).resolve().parent / "results"
 IMAGES = {"train": 8, "val": 2}
 CLASSES = "classes: [road, car]\n"
 MIB = 2**20
@@ -157,7 +157,7 @@ def main() -> None:
         figures = measure(Path(folder), arguments.runs)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}"
     load = round(os.getloadavg()[0], 1)
-    report = {"command": f"python benchmarks/startup.py --runs {arguments.runs}", "machine": machine, "load": load}
+    report = {"command": f"python -m benchmarks.startup --runs {arguments.runs}", "machine": machine, "load": load}
     report |= figures
     if arguments.write:
         (RESULTS / "startup.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -26,10 +26,13 @@ from client.report import (
     job_details,
     jobs_table,
     models_table,
+    pruned_signals_table,
     removals_table,
     result_table,
+    signals_table,
     standing,
     storage_table,
+    verified_signals_table,
     workers_table,
 )
 from client.save import save
@@ -389,6 +392,59 @@ def prune(
         _console().print(removals_table(pruned))
 
 
+signals_app = typer.Typer(
+    help="What teachers said about datasets, kept for further jobs, and freeing it.", invoke_without_command=True
+)
+app.add_typer(signals_app, name="signals")
+
+SignalsKey = Annotated[str | None, typer.Option("--key", help="One entry, by its key or how that begins.")]
+
+
+@signals_app.callback()
+def signals(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show what is kept of teachers' signals, least recently used first: whose, how large, how full, last use."""
+    if context.invoked_subcommand is not None:
+        return
+    with Client() as client:
+        held = client.signals()
+    if as_json:
+        _print_json(held)
+    else:
+        _console().print(signals_table(held))
+
+
+@signals_app.command("verify")
+def verify_signals(key: SignalsKey = None, as_json: AsJson = False) -> None:
+    """Hold every record against its checksum. What is damaged is forgotten, and computed again by the next job."""
+    with Client() as client:
+        found = client.verify_signals(key)
+    if as_json:
+        _print_json(found)
+    else:
+        _console().print(verified_signals_table(found))
+
+
+@signals_app.command("prune")
+def prune_signals(
+    key: SignalsKey = None,
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="Only what no job used for so long.")
+    ] = None,
+    to_bytes: Annotated[
+        str | None, typer.Option("--to-bytes", metavar="N", help="The least recently used, until N are left, as 5GB.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and delete nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete signals that no job uses: what all options let go; without any, what is beyond DSD_SIGNALS_BYTES."""
+    with Client() as client:
+        pruned = client.prune_signals(key=key, older_than_days=older_than, to_bytes=to_bytes, dry_run=dry_run)
+    if as_json:
+        _print_json(pruned)
+    else:
+        _console().print(pruned_signals_table(pruned))
+
+
 # --- without a service ------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +455,10 @@ def run(
     overrides: Overrides = None,
     teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
     student: Annotated[Path | None, typer.Option(help="The weights of the student to evaluate or export.")] = None,
+    signals: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keeps the teacher's signals for further runs that name it. [OUT/signals]"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job here, without any service. Ctrl-C saves a checkpoint; the same command goes on from it."""
@@ -407,7 +467,7 @@ def run(
     trains = parse_spec(spec).trains
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view, {"teacher": teacher, "student": student})
+    code = local.run(spec, folder, view, {"teacher": teacher, "student": student, "signals": signals})
     if code == local.INTERRUPTED:
         saved = "The checkpoint is saved. Go on with" if trains else "Stopped. Start again with"
         print(f"{saved}: dsd run {file} --out {folder}", file=sys.stderr)

@@ -6,6 +6,7 @@ Client.events                                                 a job's history, l
 Client.workers, drain, undrain                                workers
 Client.catalog, models, files, download                       what can be asked for, and what came out
 Client.storage, prune                                         what is kept, and freeing it
+Client.signals, verify_signals, prune_signals                 the same of what teachers said about datasets
 """
 
 from __future__ import annotations
@@ -146,6 +147,27 @@ class Client:
         """Delete what the rules let go, or only say what that is."""
         return self._json("POST", "/storage/prune", params={"dry_run": dry_run}, timeout=PRUNE_S)
 
+    def signals(self) -> Json:
+        """The teachers' signals that are kept for further jobs."""
+        return self._json("GET", "/signals", timeout=PRUNE_S)
+
+    def verify_signals(self, key: str | None = None) -> Json:
+        """Hold every record, of one entry or of all, against its checksum; damaged ones are forgotten."""
+        return self._json("POST", "/signals/verify", params=_given(key=key), timeout=PRUNE_S)
+
+    def prune_signals(
+        self,
+        *,
+        key: str | None = None,
+        older_than_days: float | None = None,
+        to_bytes: str | None = None,
+        dry_run: bool = False,
+    ) -> Json:
+        """Delete entries that no job uses: of this key, not used for so many days, until so many bytes (`5GB` can be
+        written) are left; without any of these, what is beyond the store's limit."""
+        query = _given(key=key, older_than_days=older_than_days, to_bytes=to_bytes, dry_run=dry_run)
+        return self._json("POST", "/signals/prune", params=query, timeout=PRUNE_S)
+
     def ready(self) -> bool:
         """True if the service answers and can take jobs."""
         try:
@@ -253,6 +275,10 @@ def _raise_for(answer: httpx.Response) -> None:
 
 def _once(key: str | None) -> dict[str, str]:
     return {"Idempotency-Key": key or uuid.uuid4().hex}
+
+
+def _given(**query: Any) -> Json:
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def _part(text: str) -> str:

@@ -55,16 +55,17 @@ def replace_process(command: Sequence[str]) -> None:
     os.execve(command[0], list(command), {**os.environ, "DSD_PROGRAM": "dsd"})
 
 
-def run(spec: Json, out: Path, view: JobView, weights: dict[str, Path | None]) -> int:
+def run(spec: Json, out: Path, view: JobView, paths: dict[str, Path | None]) -> int:
     """Do a job in a child process and show its events. Its exit code: 75 after a Ctrl-C, with the checkpoint saved.
 
-    `weights` of `teacher` or `student` stand in for the spec's, such as a registered model's that was downloaded.
+    `paths`: weights of `teacher` or `student` that stand in for the spec's, such as a registered model's that was
+    downloaded, and a folder of `signals` that further runs share.
     """
     out.mkdir(parents=True, exist_ok=True)
     job_file = out / "spec.json"
     job_file.write_text(json.dumps(spec, indent=2) + "\n")
     offset = _end_of_lines(out / "events.jsonl")
-    given = [part for role, path in weights.items() if path for part in (f"--{role}", str(path.absolute()))]
+    given = [part for role, path in paths.items() if path for part in (f"--{role}", str(path.absolute()))]
     process = _start(program("dsd_core", "run", str(job_file), "--out", str(out), *given), out / "log.txt")
     stops = _Stops(process)
     with view:

@@ -71,6 +71,7 @@ def _columns(result: Json) -> list[_Column]:
     return columns
 
 
+SHORT_KEY = 12  # characters of the key of signals; `--key` takes how one begins
 _FIGURES = (
     ("pixel accuracy", "pixel_accuracy"),
     ("class accuracy", "class_accuracy"),
@@ -293,12 +294,53 @@ def storage_table(held: Json) -> Group:
     for title, figure in (("checkpoints", "checkpoint"), ("registered students", "student"), ("the rest", "other")):
         table.add_row(title, size(held[f"{figure}_bytes"]))
     table.add_row("together", size(held["bytes"]), style="bold")
+    table.add_row("teachers' signals, beside them (dsd signals)", size(held["signal_bytes"]))
     rules = [f"checkpoints of jobs that ended {held['keep_checkpoint_days']:g} days ago"]
     if held["keep_days"] is not None:
         rules.append(f"logs and pictures of jobs that ended {held['keep_days']:g} days ago")
     if held["keep_bytes"] is not None:
         rules.append(f"the oldest, while there is more than {size(held['keep_bytes'])}")
     return Group(table, Text(f"Every hour go {'; '.join(rules)}. Now: dsd storage prune"))
+
+
+def signals_table(held: Json) -> Group:
+    """Entries with what they are of; a damaged one is marked."""
+    full = f"{size(held['bytes'])} of {size(held['limit_bytes'])} in {held['place']}."
+    return Group(_signals(held["data"]), Text(full)) if held["data"] else Group(Text(f"Nothing is kept: {full}"))
+
+
+def verified_signals_table(found: Json) -> Group:
+    """What each entry has that is right, and what was damaged."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("key", "right", "damaged"):
+        table.add_column(title, justify="left" if title == "key" else "right", overflow="fold")
+    for entry in found["data"]:
+        damaged = str(entry["damaged"]) if entry["whole"] else Text("all of it", style="red")
+        table.add_row(entry["key"][:SHORT_KEY], str(entry["filled"]), damaged)
+    said = "Nothing is damaged." if not found["damaged"] else "What was damaged is forgotten; jobs compute it anew."
+    return Group(table, Text(said)) if found["data"] else Group(Text("Nothing is kept."))
+
+
+def pruned_signals_table(pruned: Json) -> Group:
+    """What goes or has gone, how much that is, and what a job uses."""
+    verb = "would go" if pruned["dry_run"] else "went"
+    lines = [Text(f"{size(pruned['bytes'])} {verb}.")]
+    if pruned["in_use"]:
+        keys = ", ".join(entry["key"][:SHORT_KEY] for entry in pruned["in_use"])
+        lines.append(Text(f"In use by a job, and left alone: {keys}", style="yellow"))
+    return Group(_signals(pruned["data"]), *lines) if pruned["data"] else Group(*lines)
+
+
+def _signals(entries: list[Json]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("key", "kind", "teacher", "dataset", "records", "size", "last used"):
+        table.add_column(title, justify="right" if title in ("records", "size") else "left", overflow="fold")
+    for entry in entries:
+        about = [str(entry["about"].get(name, "-")) for name in ("kind", "teacher", "dataset")]
+        used = Text("now", style="green") if entry["in_use"] else Text(ago(entry["used_at"]))
+        records = f"{entry['filled']}/{entry['records']}" if entry["whole"] else Text("damaged", style="red")
+        table.add_row(entry["key"][:SHORT_KEY], *about, records, size(entry["bytes"]), used)
+    return table
 
 
 def removals_table(pruned: Json) -> Group:

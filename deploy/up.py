@@ -110,6 +110,7 @@ def _environment(settings: Settings) -> dict[str, str]:
     env |= {
         "DSD_HOME": str(settings.home_dir),
         "DSD_STORAGE": str(settings.storage if settings.bucket else settings.storage_dir),
+        "DSD_SIGNALS": str(settings.signals_dir),
         "DSD_API_PORT": str(settings.api_port),
         "DSD_BROKER_URL": settings.broker_url or services.broker_url(home_folder.socket_path(settings.home_dir)),
         "PYTHONUNBUFFERED": "1",

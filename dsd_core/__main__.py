@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from dsd_core.errors import DataError, DsdError, SpecError
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 data_app = typer.Typer(help="Datasets before they are trained on.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+signals_app = typer.Typer(help="Teachers' signals that were kept in a folder.", no_args_is_help=True)
+app.add_typer(signals_app, name="signals")
+
 Weights = Annotated[
     Path | None, typer.Option(help="safetensors file; a .json beside it may say network and preprocessing")
 ]
@@ -33,7 +37,18 @@ Network = Annotated[
 ]
 PreprocessName = Annotated[str | None, typer.Option("--preprocess", help="a name, or a .json file")]
 SizeText = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH every image is resized to")]
+SignalsFolder = Annotated[
+    Path, typer.Option("--folder", exists=True, file_okay=False, help="a run's signals folder, or what --signals named")
+]
+SignalsKey = Annotated[str | None, typer.Option("--key", help="one entry, by its key or how that begins")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default all cores")]
+
+
+def _bytes(text: str) -> int:
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise typer.BadParameter(f"{text!r} is no number of bytes; write 5000000 or 5GB.") from error
 
 
 @app.command()
@@ -45,11 +60,22 @@ def run(
         Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
     ] = None,
     fence: Annotated[int, typer.Option(min=0, help="number of this attempt, in the names of its checkpoints")] = 0,
+    signals: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="keeps the teacher's signals for further runs, which may share it; default OUT/signals"
+        ),
+    ] = None,
+    signals_bytes: Annotated[
+        int | None, typer.Option(parser=_bytes, metavar="N", help="the most it may hold, as 20GB; default 20GiB")
+    ] = None,
 ) -> None:
     """Do a job in a run folder, without any service: train its student, or evaluate or export one."""
     from dsd_core.attempt import run_attempt
+    from dsd_core.signals.store import DEFAULT_BYTES, Store
 
-    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence)
+    store = Store(signals or out / "signals", DEFAULT_BYTES if signals_bytes is None else signals_bytes)
+    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence, store=store)
 
 
 @app.command()
@@ -209,6 +235,82 @@ def check_data(
     print(json.dumps(report.as_dict()) if as_json else report.as_text())
     if not report.clean:
         sys.exit(DataError.exit_code)
+
+
+@signals_app.command("list")
+def list_signals(
+    folder: SignalsFolder, as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False
+) -> None:
+    """Print what is kept, least recently used first: key, what it is of, records, bytes, last use."""
+    from dsd_core.signals.listing import entry_text, listed
+    from dsd_core.signals.store import Store
+
+    held = listed(Store(folder))
+    if as_json:
+        print(json.dumps(held))
+        return
+    for entry in held["data"]:
+        print(entry_text(entry))
+    print(f"{len(held['data'])} entries, {held['bytes'] / 1e6:,.1f} MB in {folder}")
+
+
+@signals_app.command("verify")
+def verify_signals(
+    folder: SignalsFolder,
+    key: SignalsKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Hold every record against its checksum; what is damaged is forgotten, and computed again by the next run."""
+    from dsd_core.signals.listing import SHORT, the_key, verified
+    from dsd_core.signals.store import Store
+
+    store = Store(folder)
+    found = verified(store, key and the_key(store, key, field="--key"))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for entry in found["data"]:
+        damaged = f"{entry['damaged']} damaged" if entry["whole"] else "damaged as a whole"
+        print(f"{entry['key'][:SHORT]}  {entry['filled']} records are right, {damaged}")
+    print("Nothing is damaged." if not found["damaged"] else "What was damaged is forgotten.")
+
+
+@signals_app.command("prune")
+def prune_signals(
+    folder: SignalsFolder,
+    key: SignalsKey = None,
+    older_than: Annotated[
+        float | None, typer.Option("--older-than", metavar="DAYS", min=0, help="only what was not used for so long")
+    ] = None,
+    to_bytes: Annotated[
+        int | None,
+        typer.Option("--to-bytes", parser=_bytes, metavar="N", help="the least recently used, until N are left"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what would go, and delete nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
+) -> None:
+    """Delete what all options let go, and no run uses."""
+    from dsd_core.signals.listing import SHORT, entry_text, pruned, the_key
+    from dsd_core.signals.store import Store
+
+    if key is None and older_than is None and to_bytes is None:
+        raise typer.BadParameter("Say what shall go: --key, --older-than, --to-bytes.")
+    store = Store(folder)
+    done = pruned(
+        store,
+        key=key and the_key(store, key, field="--key"),
+        older_than_days=older_than or 0.0,
+        to_bytes=to_bytes or 0,
+        dry_run=dry_run,
+    )
+    if as_json:
+        print(json.dumps(done))
+        return
+    for entry in done["data"]:
+        print(entry_text(entry))
+    for entry in done["in_use"]:
+        print(f"{entry['key'][:SHORT]}  is in use, and stays")
+    print(f"{done['bytes'] / 1e6:,.1f} MB {'would go' if dry_run else 'went'}.")
 
 
 @contextmanager

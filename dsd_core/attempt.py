@@ -26,6 +26,7 @@ from dsd_core.disk import UNWRITABLE, storage_error
 from dsd_core.errors import DsdError, Interrupted, OutOfMemoryError, PeerLostError
 from dsd_core.events import Event, EventFile, Failed, Finished
 from dsd_core.fault_points import fault_point
+from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec, load_spec
 
 
@@ -52,8 +53,10 @@ def run_attempt(
     teacher_weights: Path | None = None,
     student_weights: Path | None = None,
     fence: int = 0,
+    store: Store | None = None,
 ) -> None:
-    """Do the job of a file in the run folder `out`; training goes on from where its checkpoints end.
+    """Do the job of a file in the run folder `out`; training goes on from where its checkpoints end. `store` keeps the
+    teacher's signals, by default in the run folder.
 
     Raises DsdError, after the event that tells of it.
     """
@@ -75,7 +78,14 @@ def run_attempt(
         if spec.trains:
             dist.join()
             result = fit(
-                spec, out, tell, teacher_weights=teacher_weights, stop=heard.stop, enough=heard.enough, fence=fence
+                spec,
+                out,
+                tell,
+                teacher_weights=teacher_weights,
+                stop=heard.stop,
+                enough=heard.enough,
+                fence=fence,
+                store=store,
             )
         elif rank == 0:  # of several processes one is enough
             do = evaluate_student if spec.kind == "evaluate" else export_again

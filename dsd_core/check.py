@@ -20,6 +20,7 @@ from dsd_core.models.onnx_header import check_onnx_file
 from dsd_core.models.weights_header import shapes_in
 from dsd_core.models.zoo_names import check_zoo_teacher
 from dsd_core.network_spec import NetworkSpec, Preprocess
+from dsd_core.signals.plan import expected, plan_of, rough_bytes
 from dsd_core.spec import JobSpec, Student
 from dsd_core.weights import describe_weights, fitting_outputs
 
@@ -230,7 +231,20 @@ def _estimate(spec: JobSpec, train: Dataset | None, val: Dataset) -> dict[str, A
     """Counts of the whole job; without `train` nothing is trained."""
     images = 0 if train is None else len(train)
     steps = 0 if train is None else len(legs(spec)) * spec.train.epochs * max(images // spec.train.batch, 1)
-    height, width = (train or val).size
+    height, width = size = (train or val).size
+    plan, signals = plan_of(spec), {}
+    if plan is not None:
+        # With an empty store; the run says what is there, and exact sizes, before its first step.
+        records = plan.looks * images
+        asked = expected(plan, spec, images, records)
+        signals = {
+            "signals": plan.kind,
+            "signals_records": records,
+            "signals_bytes": rough_bytes(plan, spec, images, size, len(val.classes)),
+            "signals_hit_rate": round(asked["hit_rate"], 4),
+            "teacher_passes": int(asked["teacher_passes"]),
+            "teacher_passes_in_loop": int(asked["passes_in_loop"]),
+        }
     return {
         "train_images": images,
         "val_images": len(val),
@@ -238,4 +252,5 @@ def _estimate(spec: JobSpec, train: Dataset | None, val: Dataset) -> dict[str, A
         "steps": steps,
         "views": steps * spec.train.batch,
         "decoded_bytes": (images + len(val)) * height * width * 4,
+        **signals,
     }

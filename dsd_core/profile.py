@@ -21,9 +21,11 @@ from dsd_core.errors import Interrupted, SpecError
 from dsd_core.models.compiling import eagerly
 from dsd_core.optim import Precision
 from dsd_core.phases import Clock, Times, clocked
+from dsd_core.prepare import prepare
+from dsd_core.run import Run, never
 from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec
-from dsd_core.train import Run, never, prepare, train_leg
+from dsd_core.train import train_leg
 
 WARMING = 4
 """Steps before those that are measured: the first few are slower."""

@@ -24,7 +24,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine, event, func, literal_column, make_url, select
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from dsd_core.errors import StorageError
 from jobs.tables import UtcDateTime
@@ -80,22 +80,20 @@ def make_engine(
     )
 
 
-def session_factory(engine: Engine, *, write: bool = True) -> sessionmaker[Session]:
-    """Sessions whose rows stay readable after the commit. `write=False` takes no write lock on SQLite."""
-    return sessionmaker(engine.execution_options(dsd_write=write), expire_on_commit=False)
-
-
 @contextmanager
 def begin(engine: Engine) -> Iterator[Session]:
-    """One short transaction that writes: commits at the end, rolls back on an exception. Wait for nothing inside."""
-    with session_factory(engine).begin() as session:
+    """One short transaction that writes: commits at the end, rolls back on an exception. Wait for nothing inside.
+
+    Rows stay readable after the commit.
+    """
+    with Session(engine.execution_options(dsd_write=True), expire_on_commit=False) as session, session.begin():
         yield session
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Session]:
     """One short transaction that only reads; on SQLite it waits for no writer longer than a commit takes."""
-    with session_factory(engine, write=False)() as session:
+    with Session(engine.execution_options(dsd_write=False), expire_on_commit=False) as session:
         yield session
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from dsd_core.fault_points import fault_point
+from dsd_core.signals.store import Store
 from jobs import db, store
 from jobs.settings import Settings
 from jobs.status import Status
@@ -78,6 +79,13 @@ def prune(engine: Engine, storage: Storage, rules: Rules, *, dry_run: bool = Fal
     return [removal for batch in _batches(removals) for removal in _carry_out(engine, storage, batch)]
 
 
+def prune_signals(signals: Store) -> None:
+    """Keep teachers' signals within their limit, also where that was lowered, and remove what killed processes left
+    half made. Raises StorageError."""
+    for entry in signals.prune(to_bytes=signals.limit_bytes).removed:
+        log.info("signals.pruned key=%s bytes=%s", entry.key, entry.bytes)
+
+
 @dataclass(frozen=True)
 class Usage:
     """What the storage holds, in bytes."""
@@ -87,9 +95,10 @@ class Usage:
     checkpoint_bytes: int
     student_bytes: int  # of registered versions
     other_bytes: int
+    signal_bytes: int  # of teachers' signals, beside all of these
 
 
-def usage(engine: Engine, storage: Storage) -> Usage:
+def usage(engine: Engine, storage: Storage, signals: Store) -> Usage:
     """Raises StorageError."""
     runs = storage.runs()
     with db.reading(engine) as s:
@@ -100,7 +109,8 @@ def usage(engine: Engine, storage: Storage) -> Usage:
             sizes[part] += _bytes(some)
     checkpoints, students = sizes.pop(Part.CHECKPOINTS), sizes.pop(Part.STUDENT)
     rest = sum(sizes.values())
-    return Usage(len(runs), checkpoints + students + rest, checkpoints, students, rest)
+    kept = sum(entry.bytes for entry in signals.entries())
+    return Usage(len(runs), checkpoints + students + rest, checkpoints, students, rest, kept)
 
 
 def plan(

@@ -10,6 +10,8 @@ from typing import Annotated
 from pydantic import ByteSize, Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from dsd_core.signals.store import DEFAULT_BYTES
+
 
 class Settings(BaseSettings):
     """Read from `DSD_…`. Units are in the names: `_s` seconds."""
@@ -23,6 +25,11 @@ class Settings(BaseSettings):
     storage: str | None = None
     """Where run folders and students are kept: a folder that every host sees, or `s3://bucket/prefix` with keys and
     endpoint in the usual `AWS_…` variables. Default: `home`/storage."""
+    signals: Path | None = None
+    """Where what teachers say about datasets is kept for further jobs: a folder, which all hosts may share. Default:
+    `storage`/signals, or `home`/signals where the storage is a bucket."""
+    signals_bytes: ByteSize = Field(default=ByteSize(DEFAULT_BYTES), ge=0)
+    """The most it may hold; `20GiB` can be written. The least recently used goes first."""
     database_url: str | None = None
     """SQLAlchemy URL, `postgresql+psycopg://…` or `sqlite:///…`. Default: `home`/jobs.db."""
     broker_url: str | None = None
@@ -135,6 +142,10 @@ class Settings(BaseSettings):
         if self.bucket is not None:
             return self.home_dir
         return Path(self.storage or self.home_dir / "storage").expanduser().absolute()
+
+    @property
+    def signals_dir(self) -> Path:
+        return (self.signals or self.storage_dir / "signals").expanduser().absolute()
 
     @property
     def db_url(self) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dsd_core.errors import StorageError
+from dsd_core.signals.store import Store
 from jobs.settings import Settings
 
-CHUNK = 256 * 1024
+CHUNK = 1024 * 1024  # bytes that a download takes of a file at once: each takes a turn of a thread
 BLOCK = 4 * 1024 * 1024  # bytes of one request to a bucket
 CONNECT_S = 5
 SILENCE_S = 30
@@ -220,6 +221,11 @@ Storage = Folder | Bucket
 def storage_of(settings: Settings) -> Storage:
     """The storage of these settings; a bucket's client must be made after a fork. Raises StorageError."""
     return Bucket(settings.bucket) if settings.bucket is not None else Folder(settings.storage_dir)
+
+
+def signals_of(settings: Settings) -> Store:
+    """The store of teachers' signals of these settings: a folder in any case, for it is read through memory maps."""
+    return Store(settings.signals_dir, settings.signals_bytes)
 
 
 def _read(path: Path, first: int, end: int) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from dsd_core.fault_points import fault_point
 from jobs import db, queue, retention, store
 from jobs.resources import demand_of, queue_of
 from jobs.settings import Settings, settings
-from jobs.storage import Storage, storage_of
+from jobs.storage import Storage, signals_of, storage_of
 from worker import webhooks
 
 log = logging.getLogger(__name__)
@@ -145,6 +145,7 @@ def _prune(settings: Settings, engine: Engine, storage: Storage, stop: Event) ->
     """Every hour. What was written down before this process ended is deleted by the next round."""
     while not stop.is_set():
         _surviving(lambda: retention.prune(engine, storage, retention.rules_of(settings)))
+        _surviving(lambda: retention.prune_signals(signals_of(settings)))
         stop.wait(PRUNE_S)
 
 

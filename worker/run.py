@@ -22,6 +22,7 @@ from dsd_core.fault_points import fault_point
 from dsd_core.spec import parse_spec
 from jobs import store
 from jobs.resources import Demand, demand_of
+from jobs.settings import Settings
 from jobs.status import TERMINAL, Reason, Request
 from jobs.storage import Bucket
 from worker import launch
@@ -197,7 +198,7 @@ def _start(run: Run) -> launch.Child | None:
     run.pulse = Pulse(run.folder / "pulse", run.settings.stall_s, run.settings.first_step_s)
     fault_point("worker.before_spawn")
     child = run.slot.start(
-        [*arguments, "--fence", str(fence)],
+        [*arguments, "--fence", str(fence), *_signals(run.settings)],
         job_id=job_id,
         fence=fence,
         log=run.folder / "log.txt",
@@ -205,6 +206,11 @@ def _start(run: Run) -> launch.Child | None:
     )
     fault_point("worker.after_spawn")
     return child
+
+
+def _signals(settings: Settings) -> list[str]:
+    """Where the child keeps what teachers say, and how much of it."""
+    return ["--signals", str(settings.signals_dir), "--signals-bytes", str(int(settings.signals_bytes))]
 
 
 def _find_place(run: Run) -> None:

@@ -20,7 +20,7 @@ from dsd_core.parts import JOB_ID
 from dsd_core.spec import Kind
 from jobs import db, store
 from jobs.status import Status
-from jobs.store import JobNotFound
+from jobs.store import Head, JobNotFound
 from jobs.tables import JobRow
 
 router = APIRouter(tags=["jobs"])
@@ -111,8 +111,22 @@ def found(s: Session, job_id: str) -> JobRow:
     check_id(job_id)
     row = store.get(s, job_id)
     if row is None:
-        raise JobNotFound(f"There is no job {job_id!r}.", hint="GET /api/v1/jobs lists them.")
+        raise _no_job(job_id)
     return row
+
+
+def head_of(engine: Engine, job_id: str) -> Head:
+    """How far a job's history reaches. Raises JobNotFound."""
+    check_id(job_id)
+    with db.reading(engine) as s:
+        heads = store.heads(s, [job_id])
+    if not heads:
+        raise _no_job(job_id)
+    return heads[0]
+
+
+def _no_job(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id!r}.", hint="GET /api/v1/jobs lists them.")
 
 
 def check_id(job_id: str) -> None:

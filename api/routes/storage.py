@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.deps import Database, SettingsOf, StorageOf
+from api.deps import Database, SettingsOf, SignalsOf, StorageOf
 from api.schemas import Pruned, Removal, StorageUse
 from jobs import retention
 
@@ -15,14 +15,14 @@ router = APIRouter(tags=["storage"])
 
 
 @router.get("/storage")
-def get_storage(engine: Database, storage: StorageOf, settings: SettingsOf) -> StorageUse:
+def get_storage(engine: Database, storage: StorageOf, signals: SignalsOf, settings: SettingsOf) -> StorageUse:
     """What the storage holds, and the rules by which it is freed every hour."""
     return StorageUse(
         place=storage.place,
         keep_checkpoint_days=settings.keep_checkpoint_days,
         keep_days=settings.keep_days,
         keep_bytes=settings.keep_bytes,
-        **asdict(retention.usage(engine, storage)),
+        **asdict(retention.usage(engine, storage, signals)),
     )
 
 

@@ -57,7 +57,11 @@ class Teaching:
     def _maps(self, images_N3HW: Tensor, bases: Sequence[Signal]) -> dict[Signal, Values]:
         height, width = images_N3HW.shape[-2:]
         with torch.no_grad():
-            outlook = self.features(images_N3HW)
+            if any(base.at_image for base in bases):
+                outlook = self.features(images_N3HW)
+            else:
+                self.teacher.run_to_taps(images_N3HW, self._taps.values())
+                outlook = Outlook(None, features_of(self._taps, self.teacher.module, images_N3HW))
             with torch.autocast(images_N3HW.device.type, enabled=False):
                 return {base: base.of(outlook, (height, width)) for base in bases}
 

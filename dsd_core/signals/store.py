@@ -356,8 +356,7 @@ class Entry:
 
     def missing(self) -> int:
         """How many records are absent. A damaged one counts once somebody has tried to read it. Raises StorageError."""
-        with self._store._errors():
-            return self.records - _count_filled(os.pread(self._opened().digests, self.records * DIGEST, 0))
+        return len(self.absent())
 
     def absent(self) -> list[int]:
         """The numbers of those that are missing. Raises StorageError."""
@@ -499,8 +498,11 @@ class Entry:
 
     def _fits(self, path: Path) -> bool:
         """Whether the files have the sizes they were made with."""
-        sizes = ((path / name).stat().st_size for name in ("data", "digests"))
-        return tuple(sizes) == (self._data_bytes, self.records * DIGEST)
+        try:
+            sizes = [(path / name).stat().st_size for name in ("data", "digests")]
+        except FileNotFoundError:
+            return False
+        return sizes == [self._data_bytes, self.records * DIGEST]
 
 
 class _Open:
@@ -561,7 +563,7 @@ class _About:
     def dump(self) -> bytes:
         lengths = [[size, len(list(same))] for size, same in groupby(self.sizes)]
         fields = {"format": FORMAT, **vars(self), "sizes": lengths}
-        return json.dumps(fields | {"checksum": _checksum(fields)}, sort_keys=True, indent=1).encode()
+        return json.dumps(fields | {"checksum": _checksum(fields)}, indent=1).encode()
 
 
 def _read_about(path: Path, key: str) -> _About | None:

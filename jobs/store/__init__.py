@@ -2,7 +2,7 @@
 
     submission   people: submit, replayed
     requests     people: cancel, pause, resume, stop, priority, labels, retry
-    reading      people: get, list_page, events_after
+    reading      people: get, list_page, heads, events_after
     estimates    people: when a job will start and end
     claims       workers: claim_next, beat, append_events, finish, release; controller: expire_leases
     waiting      people: waiting_for, needs_of
@@ -33,7 +33,7 @@ from jobs.store.estimates import Estimate, estimate
 from jobs.store.moves import NeedFailedError
 from jobs.store.outbox import due_outbox, mark_failed, mark_sent, redispatch
 from jobs.store.queueing import has_work, positions, restand
-from jobs.store.reading import events_after, get, list_page
+from jobs.store.reading import Head, events_after, get, heads, list_page
 from jobs.store.requests import (
     JobNotFound,
     NotCancellable,
@@ -82,6 +82,7 @@ from jobs.store.workers import (
 __all__ = [
     "Claim",
     "Estimate",
+    "Head",
     "Heard",
     "IdempotencyConflict",
     "JobNotFound",
@@ -108,6 +109,7 @@ __all__ = [
     "get",
     "get_model_version",
     "has_work",
+    "heads",
     "in_use",
     "installation",
     "is_job_id",

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, union_all
 from sqlalchemy.orm import Session, aliased
 
 from jobs.db import db_now
@@ -86,21 +86,28 @@ def restand(s: Session) -> int:
 def positions(s: Session, rows: Collection[JobRow]) -> dict[str, int]:
     """The place of each of these jobs among those that wait, 1 for the next; jobs without a line have none.
 
-    Priority and time of submission count; what fits which worker, and whose turn it is, may still change the order.
+    Priority and time of submission count; what fits which worker, and whose turn it is, may still change the order. It
+    is one query, whatever priorities there are.
     """
-    places: dict[str, int] = {}
-    waiting = sorted((row for row in rows if row.line is not None), key=lambda row: (-row.priority, row.id))
-    for priority in sorted({row.priority for row in waiting}, reverse=True):
-        equals = [row for row in waiting if row.priority == priority]
-        rank, first, last = _rank(priority), equals[0].id, equals[-1].id
-        alike = (JobRow.line >= rank, JobRow.line < rank + "!")
-        before = select(func.count()).where(JobRow.line < rank)
-        before_equals = select(func.count()).where(*alike, JobRow.id < first)
-        place = s.execute(before).scalar_one() + s.execute(before_equals).scalar_one()
-        between = select(JobRow.id).where(*alike, JobRow.id >= first, JobRow.id <= last).order_by(JobRow.id)
-        order = {job_id: place + i for i, job_id in enumerate(s.scalars(between), start=1)}
-        places |= {row.id: order[row.id] for row in equals if row.id in order}
-    return places
+    waiting: dict[int, list[str]] = {}
+    for row in rows:
+        if row.line is not None:
+            waiting.setdefault(row.priority, []).append(row.id)
+    if not waiting:
+        return {}
+    places = [_places(_rank(priority), ids) for priority, ids in sorted(waiting.items())]
+    return {job_id: place for job_id, place in s.execute(union_all(*places))}
+
+
+def _places(rank: str, ids: Collection[str]) -> Select[str, int]:
+    """The places of jobs of one priority: those that come before the first of them, and those between them, counted."""
+    first, last = min(ids), max(ids)
+    alike = JobRow.line >= rank, JobRow.line < rank + "!"
+    urgent = select(func.count()).where(JobRow.line < rank).scalar_subquery()
+    earlier = select(func.count()).where(*alike, JobRow.id < first).scalar_subquery()
+    number = func.row_number().over(order_by=JobRow.id).label("number")
+    numbered = select(JobRow.id, number).where(*alike, JobRow.id >= first, JobRow.id <= last).subquery()
+    return select(numbered.c.id, urgent + earlier + numbered.c.number).where(numbered.c.id.in_(ids))
 
 
 def _rank(priority: int) -> str:

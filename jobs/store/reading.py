@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from sqlalchemy import and_, select
 from sqlalchemy.orm import Session
@@ -38,6 +39,21 @@ def list_page(
         query = query.join(JobLabelRow, and_(*has))
     rows = list(s.scalars(query))
     return rows[:limit], len(rows) > limit
+
+
+class Head(NamedTuple):
+    """How far a job's history reaches, and where the job is."""
+
+    id: str
+    status: str
+    reason: str | None
+    last_seq: int
+
+
+def heads(s: Session, job_ids: Collection[str]) -> list[Head]:
+    """The heads of those of these jobs that there are."""
+    query = select(JobRow.id, JobRow.status, JobRow.reason, JobRow.last_seq).where(JobRow.id.in_(job_ids))
+    return [Head(*row) for row in s.execute(query)]
 
 
 def events_after(

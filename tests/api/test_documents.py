@@ -79,7 +79,7 @@ def test_every_route_is_in_the_document(steady: Service, document: dict[str, Any
     wanted |= {"/workers", "/workers/{name}/drain", "/workers/{name}/undrain"}
     wanted |= {"/jobs/{job_id}/logs", "/jobs/{job_id}/metrics", "/catalog", "/models", "/models/{name}"}
     wanted |= {"/models/{name}/versions/{version}", "/models/{name}/versions/{version}/files/{file}"}
-    wanted |= {"/storage", "/storage/prune"}
+    wanted |= {"/storage", "/storage/prune", "/signals", "/signals/verify", "/signals/prune"}
     assert set(document["paths"]) == {f"/api/v1{path}" for path in wanted} | {"/livez", "/readyz"}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from client.http import Client
 from jobs import db, store
+from jobs.storage import storage_of
 from tests.api.conftest import Service, problem_in, serving
 from tests.api.test_events import served
 
@@ -199,3 +200,14 @@ def test_downloads_want_the_key(tmp_path: Path, small_camvid: Path, sqlite_url: 
         assert service.http.get(path).content == CARD
         del service.http.headers["Authorization"]
         problem_in(service.http.get(path), 401, "unauthorized")
+
+
+def test_a_file_is_read_in_few_pieces_and_never_whole(service: Service) -> None:
+    size = 10 * 2**20 + 7
+    claim = service.succeed()
+    (service.folder(claim.job_id) / "large.onnx").write_bytes(bytes(size))
+    stored = storage_of(service.settings).file(claim.job_id, "large.onnx")
+    assert stored is not None
+    pieces = [len(piece) for piece in stored.read(0, size)]
+    assert sum(pieces) == size
+    assert len(pieces) <= 11 and max(pieces) <= 2 * 2**20

@@ -108,7 +108,8 @@ def test_a_page_of_jobs_takes_as_many_queries_as_a_job(service: Service) -> None
     need = a_queued_job(service.engine)
     a_queued_job(service.engine, needs=[need])
     few = queries()
-    for _ in range(5):
+    for priority in range(5):
         a_queued_job(service.engine, needs=[need])
+        a_queued_job(service.engine, priority=priority)
         claimed(service.engine, a_queued_job(service.engine))
     assert queries() == few

@@ -43,9 +43,17 @@ HELD = {
     "keep_days": None,
     "keep_bytes": None,
 }
-HELD |= {"checkpoint_bytes": 3_000_000, "student_bytes": 2_000_000, "other_bytes": 1_000_000}
+HELD |= {"checkpoint_bytes": 3_000_000, "student_bytes": 2_000_000, "other_bytes": 1_000_000, "signal_bytes": 7_000_000}
 REMOVAL = {"job_id": "job_1", "name": "espnet", "part": "checkpoints", "bytes": 3_000_000, "why": "the job is old"}
 PRUNED = {"dry_run": True, "bytes": 3_000_000, "data": [REMOVAL]}
+ENTRY = {
+    "key": "c0ffee", "about": {"kind": "image", "teacher": "a-teacher", "dataset": "camvid"}, "bytes": 7_000_000,
+    "records": 367, "filled": 300, "created_at": scenes.AT, "used_at": scenes.AT, "in_use": False, "whole": True,
+}  # fmt: skip
+BROKEN = ENTRY | {"key": "decaf", "about": {}, "whole": False}
+SIGNALS = {"place": "/storage/signals", "limit_bytes": 20_000_000, "bytes": 14_000_000, "data": [BROKEN, ENTRY]}
+VERIFIED = {"damaged": 3, "data": [{"key": "c0ffee", "filled": 298, "damaged": 2, "whole": True}]}
+SIGNALS_PRUNED = {"dry_run": False, "bytes": 7_000_000, "data": [ENTRY], "in_use": [ENTRY | {"key": "decaf"}]}
 STORY = [{"seq": n, "at": data["at"], "type": data["type"], "data": data} for n, data in enumerate(scenes.run(), 1)]
 STREAM = "".join(f"id: {event['seq']}\nevent: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in STORY)
 
@@ -61,6 +69,9 @@ def service(wire: Wire) -> Iterator[Wire]:
     wire.on("/api/v1/models", says({"data": [MODEL]}))
     wire.on("/api/v1/storage", says(HELD))
     wire.on("/api/v1/storage/prune", says(PRUNED))
+    wire.on("/api/v1/signals", says(SIGNALS))
+    wire.on("/api/v1/signals/verify", says(VERIFIED))
+    wire.on("/api/v1/signals/prune", says(SIGNALS_PRUNED))
     yield wire
 
 
@@ -77,7 +88,10 @@ def process(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["jobs", "show job_1", "watch job_1", "cancel job_1", "models", "storage", "storage prune"],
+    [
+        *("jobs", "show job_1", "watch job_1", "cancel job_1", "models"),
+        *("storage", "storage prune", "signals", "signals verify", "signals prune"),
+    ],
     ids=lambda command: command.replace(" ", "-"),
 )
 def test_json_is_one_document_and_all_there_is_on_stdout(service: Wire, command: str) -> None:
@@ -95,6 +109,21 @@ def test_people_see_tables(service: Wire) -> None:
     listed = dsd(service, "storage", "prune", "--dry-run").stdout
     assert "the job is old" in listed and "3.00 MB would go" in listed
     assert service.requests[-1][:2] == ("POST", "/api/v1/storage/prune?dry_run=true")
+
+
+def test_teachers_signals_are_listed_verified_and_pruned(service: Wire) -> None:
+    assert "7.00 MB" in dsd(service, "storage").stdout
+    listed = dsd(service, "signals").stdout
+    assert "a-teacher" in listed and "300/367" in listed and "damaged" in listed and "of 20.0 MB" in listed
+    found = dsd(service, "signals", "verify", "--key", "c0f").stdout
+    assert "298" in found and "What was damaged is forgotten" in found
+    assert service.requests[-1][:2] == ("POST", "/api/v1/signals/verify?key=c0f")
+    pruned = dsd(service, "signals", "prune", "--older-than", "2", "--to-bytes", "5GB", "--dry-run").stdout
+    assert "7.00 MB went" in pruned and "left alone: decaf" in pruned
+    asked = "older_than_days=2.0&to_bytes=5GB&dry_run=true"
+    assert service.requests[-1][:2] == ("POST", f"/api/v1/signals/prune?{asked}")
+    service.on("/api/v1/signals", says(SIGNALS | {"data": []}))
+    assert "Nothing is kept" in dsd(service, "signals").stdout
 
 
 def test_watching_tells_the_story_and_ends_with_the_table(service: Wire) -> None:

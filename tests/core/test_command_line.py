@@ -17,6 +17,7 @@ from PIL import Image
 
 from dsd_core.errors import SpecError
 from dsd_core.events import parse, read_lines
+from dsd_core.signals.store import Store
 from dsd_core.spec import JobSpec, parse_spec
 from tests.builders import tiny_camvid
 from tests.core import layouts
@@ -73,6 +74,37 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
     assert files[0] == files[1]
     written = [event.path for event in events_of(broken) if event.type == "checkpoint"]
     assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
+
+
+def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
+    teacher = save_teacher(tmp_path)
+    uses = []
+    for seed, folder, limit in ((1, "kept", "1GB"), (2, "kept", "1GB"), (3, "small", "1KB")):
+        job, out = write(small_spec(teacher, train__seed=seed, train__epochs=2), tmp_path), tmp_path / str(seed)
+        assert run("run", job, "--out", out, "--signals", tmp_path / folder, "--signals-bytes", limit).returncode == 0
+        assert not (out / "signals").exists()
+        uses.append(json.loads((out / "result.json").read_text())["signals"])
+    first, second, third = uses
+    assert first["teacher_passes"] == first["records"] > 0 and second["key"] == first["key"]
+    assert (second["teacher_passes"], second["hit_rate"]) == (0, 1.0)
+    assert third["key"] is None and third["hits"] == 0
+    warned = [event.message for event in events_of(tmp_path / "3") if event.type == "note" and event.level == "warning"]
+    assert any("may hold 0.0 MB" in message for message in warned)
+
+
+def test_a_run_that_is_killed_while_it_keeps_signals_ends_as_one_that_found_them_all(tmp_path):
+    job = write(small_spec(save_teacher(tmp_path), train__epochs=2), tmp_path)
+    broken, warm = tmp_path / "broken", tmp_path / "warm"
+    command = dsd_core("run", job, "--out", broken, "--signals", tmp_path / "kept")
+    killed = subprocess.run(command, env=os.environ | {"DSD_FAULT": "signals.after_data@50:kill"}, timeout=200)
+    assert killed.returncode == -signal.SIGKILL
+    assert [held.filled for held in Store(tmp_path / "kept").entries()] == [49]
+    for out in (broken, warm):
+        assert run("run", job, "--out", out, "--signals", tmp_path / "kept").returncode == 0
+    uses = [json.loads((out / "result.json").read_text())["signals"] for out in (broken, warm)]
+    assert [use["teacher_passes"] for use in uses] == [uses[0]["records"] - 49, 0]
+    weights = [(out / "student" / "model.safetensors").read_bytes() for out in (broken, warm)]
+    assert weights[0] == weights[1]
 
 
 def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):

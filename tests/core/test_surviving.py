@@ -17,8 +17,9 @@ from dsd_core import checkpoint
 from dsd_core.errors import DivergedError, Interrupted, NothingToKeepError, SpecError, StorageError
 from dsd_core.events import Checkpoint, Evaluated, Event, EventFile, Failed, Note, Progress, Started, parse, read_lines
 from dsd_core.pulse import Pulse
+from dsd_core.run import Run
 from dsd_core.spec import JobSpec
-from dsd_core.train import Run, fit, train
+from dsd_core.train import fit, train
 from tests.builders import tiny_camvid
 from tests.core.small import small_spec
 

@@ -19,6 +19,7 @@ from dsd_core.distill.presets import PRESETS
 from dsd_core.errors import DivergedError, Interrupted, SpecError, WeakTeacherError, WeightsError
 from dsd_core.evaluate import evaluate
 from dsd_core.events import Checkpoint, Evaluated, Note, Picture, Progress, Started
+from dsd_core.finish import seed_results
 from dsd_core.learner import build_learner
 from dsd_core.models import build
 from dsd_core.models.frozen import Frozen
@@ -26,7 +27,7 @@ from dsd_core.models.onnx_session import onnx_session
 from dsd_core.optim import learning_rate
 from dsd_core.spec import Training
 from dsd_core.teacher import load_teacher
-from dsd_core.train import fit, seed_results, train
+from dsd_core.train import fit, train
 from tests.core import layouts
 from tests.core.small import CLASSES, WITHOUT_BATCH_NORM, save_teacher, small_spec
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, update
 
+from dsd_core.signals.store import Store
 from jobs import db, store
-from jobs.retention import Removal, Rules, prune, usage
+from jobs.retention import Removal, Rules, prune, prune_signals, usage
 from jobs.status import Reason
 from jobs.storage import Folder
 from jobs.store import Part
@@ -201,6 +202,29 @@ def test_folders_of_another_database_on_the_same_storage_stay(
 def test_the_usage_tells_checkpoints_students_and_the_rest(sqlite_engine: Engine, storage: Folder, root: Path) -> None:
     register(sqlite_engine, an_ended_job(sqlite_engine, root), 1)
     an_ended_job(sqlite_engine, root)
-    found = usage(sqlite_engine, storage)
+    found = usage(sqlite_engine, storage, Store(root / "signals"))
     assert (found.runs, found.bytes) == (2, 320)
     assert (found.checkpoint_bytes, found.student_bytes, found.other_bytes) == (200, 50, 70)
+
+
+def test_teachers_signals_are_kept_within_their_limit_and_are_no_run_folders(
+    sqlite_engine: Engine, storage: Folder, root: Path
+) -> None:
+    signals = Store(root / "signals")
+    for key in ("a1", "b1", "c1"):
+        signals.open(key, [1000], {}).close()
+    for left in ("d1-0.signals.tmp", "e1-0.signals.gone"):
+        (root / "signals" / left).mkdir()
+    for path in (root / "signals").rglob("*"):
+        os.utime(path, (1e9, 1e9) if path.parent.name != "b1.signals" else None)
+    held = sum(entry.bytes for entry in signals.entries())
+    used = usage(sqlite_engine, storage, signals)
+    assert (used.runs, used.bytes, used.signal_bytes) == (0, 0, held)
+    assert prune(sqlite_engine, storage, NOTHING_KEPT) == []
+    assert len(signals.entries()) == 3
+    with signals.open("a1", [1000], {}):
+        prune_signals(Store(root / "signals", limit_bytes=held * 2 // 3))
+        assert {entry.key for entry in signals.entries()} == {"a1", "b1"}
+        assert not [path for path in (root / "signals").iterdir() if path.suffix in (".tmp", ".gone")]
+        prune_signals(Store(root / "signals", limit_bytes=0))
+        assert [entry.key for entry in signals.entries()] == ["a1"]

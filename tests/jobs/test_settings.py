@@ -28,6 +28,24 @@ def test_everything_lies_in_home_unless_told_otherwise(tmp_path: Path) -> None:
     assert settings.run_dir("j") == tmp_path / "storage" / "runs" / "j"
 
 
+def test_teachers_signals_lie_beside_the_run_folders_and_in_the_home_where_those_are_in_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Settings(home=tmp_path).signals_dir == tmp_path / "storage" / "signals"
+    assert Settings(home=tmp_path, storage="s3://bucket/runs").signals_dir == tmp_path / "signals"
+    monkeypatch.setenv("DSD_SIGNALS", str(tmp_path / "fast"))
+    monkeypatch.setenv("DSD_SIGNALS_BYTES", "5GiB")
+    settings = Settings(home=tmp_path, storage="s3://bucket/runs")
+    assert (settings.signals_dir, settings.signals_bytes) == (tmp_path / "fast", 5 * 2**30)
+
+
+@pytest.mark.parametrize("bytes_", ["-1", "much"])
+def test_a_limit_of_signals_that_is_none_is_refused(bytes_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_SIGNALS_BYTES", bytes_)
+    with pytest.raises(ValidationError, match="signals_bytes"):
+        Settings()
+
+
 def test_a_wrong_number_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSD_LEASE_S", "soon")
     with pytest.raises(ValidationError, match="lease_s"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsd_core.signals.locks import LOCKS
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -17,6 +19,7 @@ class Mutant:
 
 
 CLAIMS = "tests/jobs/test_claims.py"
+SIGNALS = "tests/core/signals/test_signal_store.py"
 
 MUTANTS = (
     Mutant(
@@ -224,5 +227,43 @@ MUTANTS = (
         "if _manifest(contents) != manifest:",
         "if not manifest:",
         ("tests/core/test_checkpoint.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so",),
+    ),
+    Mutant(
+        "a record is served whatever its digest says",
+        "dsd_core/signals/store.py",
+        "record is not None and self._digest(number, record) == digest",
+        "record is not None",
+        (f"{SIGNALS}::test_a_flipped_bit_is_never_served_and_is_mended_by_filling[data]",),
+    ),
+    Mutant(
+        "a digest does not know whose it is",
+        "dsd_core/signals/store.py",
+        "key=self.key.encode(), salt=salt",
+        "key=self.key.encode()",
+        (f"{SIGNALS}::test_a_record_in_the_place_of_another_is_not_served",),
+    ),
+    Mutant(
+        "a record is filled without its lock",
+        "dsd_core/signals/store.py",
+        "mine = not self._held[number] and self._lock.try_lock(1 + number, exclusive=True)",
+        "mine = True",
+        (f"{SIGNALS}::test_processes_that_fill_one_entry_fill_each_record_once[{LOCKS.__name__}]",),
+    ),
+    Mutant(
+        "a record that another has filled meanwhile is written over",
+        "dsd_core/signals/store.py",
+        "            if self._record(number) is not None:  # by one",
+        "            if False:  # by one",
+        (
+            f"{SIGNALS}::test_who_has_waited_too_long_for_a_stopped_process_fills_the_records_and_they_stay"
+            f"[{LOCKS.__name__}]",
+        ),
+    ),
+    Mutant(
+        "an entry that came into use is removed",
+        "dsd_core/signals/store.py",
+        "if not lock.try_lock(IN_USE, exclusive=True) or not _is_locked(path, lock):",
+        "if not _is_locked(path, lock):",
+        (f"{SIGNALS}::test_an_entry_that_is_opened_while_it_is_removed_stays[{LOCKS.__name__}]",),
     ),
 )

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import camvid_losses, camvid_views
+from benchmarks import losses as loss_costs
+from benchmarks import queue as queue_costs
 from dsd_core.distill.presets import DEFAULT_PRESET, preset_losses
 from dsd_core.spec import parse_spec
 from tests.conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))  # last: it has a `queue` that is not the standard library's
-import camvid_losses
-import losses as loss_costs
-
-from benchmarks import queue as queue_costs
 
 METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd", "dsd_cwd")
 
@@ -27,14 +23,14 @@ def test_every_method_is_compared_with_as_many_candidates_and_each_is_a_job() ->
         assert len(candidates) == (1 if method == "none" else 3)
         for number in range(len(candidates)):
             piece = camvid_losses.Piece(method, number, 0, 1)
-            spec = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors")))
+            spec = parse_spec(piece.spec(Path("data"), Path("teacher.safetensors")))
             assert spec.kind == ("train" if method == "none" else "distill")
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
 def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
     piece = camvid_losses.Piece(method, camvid_losses.chosen(method), 0, 1)
-    compared = parse_spec(camvid_losses.spec_of(piece, Path("data"), Path("teacher.safetensors"))).losses
+    compared = parse_spec(piece.spec(Path("data"), Path("teacher.safetensors"))).losses
     assert preset_losses(method)[1:] == compared[1:]
 
 
@@ -65,3 +61,20 @@ def test_the_comparison_has_every_method_with_every_seed_and_the_raw_results_of_
     assert {row["method"] for row in report["table"]} == set(METHODS)
     assert all(len(row["miou"]) == len(report["seeds"]) == 3 for row in report["table"])
     assert all(piece.file.exists() for piece in (*camvid_losses.search(), *camvid_losses.comparison()))
+
+
+@pytest.mark.parametrize("kind", camvid_views.ORDER)
+def test_every_kind_of_signals_is_compared_by_a_job_that_differs_in_nothing_else(kind: str) -> None:
+    where = Path("data"), Path("teacher.safetensors")
+    job = parse_spec(camvid_views.Piece(kind, 0).spec(*where)).model_dump()
+    fresh = parse_spec(camvid_views.Piece(camvid_views.FRESH, 0).spec(*where)).model_dump()
+    may_differ = {"name", *camvid_views.KINDS[kind]}
+    if kind == camvid_views.NONE:
+        may_differ |= {"kind", "teacher", "losses"}
+    assert {field for field in job if job[field] != fresh[field]} <= may_differ | {"signals"}
+
+
+def test_views_are_compared_in_fewer_numbers_than_there_are_epochs() -> None:
+    assert set(camvid_views.ORDER) == set(camvid_views.KINDS)
+    assert {f"view-{views}" for views in camvid_views.VIEWS} <= set(camvid_views.KINDS)
+    assert max(camvid_views.VIEWS) < camvid_views.EPOCHS

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from threading import Event, Thread
 
 from sqlalchemy import text
 
 from jobs import db, queue, store
 from jobs.status import Reason, Status
+from jobs.storage import signals_of
 from tests.worker.service import Service, until
-from worker.controller import Reconciler, relay
+from worker.controller import Reconciler, relay, serve
 
 NOWHERE = "redis://127.0.0.1:9/0"
 
@@ -30,6 +32,17 @@ def test_a_message_stays_in_the_outbox_while_the_broker_is_away(service: Service
     assert until(lambda: relay(service.engine, app)) == 1
     assert relay(service.engine, app) == 0
     assert service.row(job).status == Status.QUEUED
+
+
+def test_teachers_signals_beyond_their_limit_go_in_a_round_of_the_controller(service: Service) -> None:
+    settings = service.settings.model_copy(update={"broker_url": NOWHERE, "signals_bytes": 0})
+    signals, stop = signals_of(service.settings), Event()
+    signals.open("c0ffee", [1000], {}).close()
+    controller = Thread(target=serve, args=(settings, stop))
+    controller.start()
+    until(lambda: not signals.entries())
+    stop.set()
+    controller.join()
 
 
 def test_a_job_for_a_gpu_is_announced_where_workers_with_gpus_listen(service: Service, broker_url: str) -> None:

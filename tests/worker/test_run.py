@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from threading import Thread
 
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -56,6 +57,16 @@ def test_events_are_seen_while_the_job_runs(service: Service, in_background: Sta
     in_background(job)
     until(lambda: len(service.events(job, "progress")) == 5)
     assert service.row(job).status == Status.RUNNING
+
+
+def test_the_training_process_keeps_teachers_signals_where_the_settings_say(
+    service: Service, in_background: Start
+) -> None:
+    job = service.submit("hang")
+    in_background(job, signals_bytes=5_000_000)
+    until(lambda: service.has_noted(job, "hanging"))
+    command = " ".join(psutil.Process(service.pids(job)[0]).cmdline())
+    assert f"--signals {service.settings.storage_dir}/signals --signals-bytes 5000000" in command
 
 
 def test_a_cancel_reaches_the_training_process(service: Service, in_background: Start) -> None:

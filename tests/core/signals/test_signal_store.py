@@ -397,6 +397,12 @@ def test_a_file_that_is_cut_off_or_gone_is_never_served_and_is_made_anew(name, w
     ]
     for cut in cuts:
         assert served_after(cut, whole, tmp_path) == (0, len(SIZES))
+        shutil.copytree(whole, tmp_path / "listed")
+        cut(tmp_path / "listed" / f"{KEY}.signals")
+        store = Store(tmp_path / "listed")
+        assert name == "lock" or [held.whole for held in store.entries()] == [False]
+        assert store.verify()[0].key == KEY and keys(store.folder) == []
+        shutil.rmtree(tmp_path / "listed")
 
 
 @pytest.mark.parametrize("name", ["data", "digests"])
