@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ON = $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
 
-.PHONY: setup check test test-fast faults soak mutants demo up compare views loss-costs queue-costs clean
+.PHONY: setup check test test-fast faults soak mutants demo up compare views bench loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ compare: setup
 
 views: setup
 	$(BIN)/python -m benchmarks.camvid_views $(ON) $(if $(JOBS),--jobs $(JOBS))
+
+bench: setup
+	$(BIN)/python -m benchmarks.bench $(ON) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY))
 
 loss-costs: setup
 	$(BIN)/python -m benchmarks.losses

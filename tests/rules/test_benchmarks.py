@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,22 @@ import pytest
 from benchmarks import camvid_losses, camvid_views
 from benchmarks import losses as loss_costs
 from benchmarks import queue as queue_costs
+from benchmarks.bench import peer, report, setting, sweep
+from benchmarks.bench.measure import figure
 from dsd_core.distill.presets import DEFAULT_PRESET, preset_losses
 from dsd_core.spec import parse_spec
 from tests.conftest import ROOT
 
+FIXED = {
+    "warm_store_over_plain",
+    "first_pass_over_teacher_in_loop",
+    "teacher_in_loop_over_plain",
+    "torchdistill_over_ours",
+    "dsd_share_of_step",
+    "sweep8_over_plain",
+    "matmul_peak_share",
+    "claim_to_first_step_s",
+}
 METHODS = ("none", "kd", "at", "skd", "ifvd", "cwd", "cirkd", "dist", "dsd", "dsd_kd", "dsd_cwd")
 
 
@@ -78,3 +91,37 @@ def test_views_are_compared_in_fewer_numbers_than_there_are_epochs() -> None:
     assert set(camvid_views.ORDER) == set(camvid_views.KINDS)
     assert {f"view-{views}" for views in camvid_views.VIEWS} <= set(camvid_views.KINDS)
     assert max(camvid_views.VIEWS) < camvid_views.EPOCHS
+
+
+def test_what_the_bench_trains_are_jobs() -> None:
+    data, teacher = Path("data"), Path("teacher.safetensors")
+    assert parse_spec(setting.plain(data)).teacher is None
+    for signals in ("off", "image"):
+        assert parse_spec(setting.distilling(data, teacher, signals)).signals == signals
+    for case in peer.cases().values():
+        taps = parse_spec(peer.job(data, teacher, case)).student.taps
+        assert case.paths["student"] in ([], [f"network.{tap}" for tap in taps])
+
+
+def test_every_part_of_the_bench_can_be_measured_and_a_report_has_the_figures_that_are_fixed() -> None:
+    assert all(callable(import_module(f"benchmarks.bench.{part}").measure) for part in report.PARTS)
+    took = {"wall_s": 60.0, "cpu_s": 30.0, "load": [0.0, 0.1]}
+    machine = {"processor": "x", "cores": 2, "torch": "2"}
+    figures = {name: figure([1.0, 3.0, 2.0]) for name in report.GOALS if name != "claim_to_first_step_s"}
+    figures["claim_to_first_step_s"] = {"cold": figure([3.0]), "warm": figure([0.3])}
+    part = {"setting": "s", "command": "c", "machine": machine, "took": took, "figures": figures}
+    found = report.collect({"any": part})
+    assert found.keys() >= FIXED
+    assert all(found[name]["command"] == "c" and "2 cores" in found[name]["machine"] for name in FIXED)
+    assert found["warm_store_over_plain"]["value"] == 2.0 and found["warm_store_over_plain"]["spread"] == [1.0, 3.0]
+    assert "| `warm_store_over_plain` | 2.000 (1.000 to 3.000) | at most 1.05 |" in report.markdown(found)
+
+
+def test_longer_sweeps_cost_what_their_parts_come_to() -> None:
+    steps = 10.0 * sweep.EPOCHS  # of 10 s an epoch; 4 s beside them, with a teacher 6 s, and the first fills for 16 s
+    alone = [{"cpu_s": 4 + steps, "steps_cpu_s": steps}] * sweep.STUDENTS
+    taught = [{"cpu_s": 22 + steps, "steps_cpu_s": 16 + steps}]
+    taught += [{"cpu_s": 6 + steps, "steps_cpu_s": steps}] * (sweep.STUDENTS - 1)
+    for epochs in (1, 10, 100):
+        expected = (sweep.STUDENTS * (6 + 10 * epochs) + 16) / (sweep.STUDENTS * (4 + 10 * epochs))
+        assert sweep.longer(taught, alone, epochs) == pytest.approx(expected, abs=1e-4)

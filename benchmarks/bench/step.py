@@ -1,0 +1,67 @@
+"""A step with a warm store, one that fills it, one with the teacher in the loop, and one without a teacher.
+
+All are real trainings that take their steps in turn; a round is an epoch, and each round fills a store of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench.measure import Spent, figure, per_step, ratio
+from benchmarks.bench.setting import WORDS, distilling, plain
+from benchmarks.bench.training import training
+from benchmarks.bench.turns import Side, in_turn
+from dsd_core.signals.store import Store
+
+KIND = "image"
+STEPS = 44  # of an epoch of CamVid, without the first, which builds the student
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    data, teacher = arguments.data, arguments.teacher
+    kept, store = distilling(data, teacher, KIND), folder / "store"
+    fill(kept, folder / "fill", store)
+    with ExitStack() as held:
+
+        def start(name: str, spec: dict[str, Any], store: Path | None = None) -> Side:
+            side = held.enter_context(training(spec, folder / name, store))
+            side.work()
+            return side
+
+        lasting = {
+            "warm": start("warm", kept, store),
+            "loop": start("loop", distilling(data, teacher, "off")),
+            "plain": start("plain", plain(data)),
+        }
+        spent: dict[str, list[Spent]] = {name: [] for name in (*lasting, "first")}
+        for number in range(arguments.rounds):
+            with training(kept, folder / f"first-{number}", folder / f"store-{number}") as first:
+                first.work()
+                for name, taken in in_turn(lasting | {"first": first}, STEPS).items():
+                    spent[name].append(taken)
+                peaks = {name: side.peak_mib for name, side in (lasting | {"first": first}).items()}
+    share = [1 - plain.cpu / warm.cpu for warm, plain in zip(spent["warm"], spent["plain"], strict=True)]
+    return {
+        "setting": f"{WORDS}; signals: {KIND}; {STEPS} steps a round, with loading and logging",
+        "figures": {
+            "warm_store_over_plain": ratio(spent["warm"], spent["plain"]),
+            "first_pass_over_teacher_in_loop": ratio(spent["first"], spent["loop"]),
+            "teacher_in_loop_over_plain": ratio(spent["loop"], spent["plain"]),
+            "dsd_share_of_step": figure(
+                share, of="CPU seconds", meaning="1 - step without a teacher / with warm store"
+            ),
+        },
+        "steps": {name: {**per_step(taken, STEPS), "peak_mib": round(peaks[name])} for name, taken in spent.items()},
+        "stored_bytes": sum(entry.bytes for entry in Store(store).entries()),
+    }
+
+
+def fill(spec: dict[str, Any], out: Path, store: Path) -> None:
+    """Train until the store has every signal."""
+    with training(spec, out, store) as side:
+        side.work()
+        while any(entry.filled < entry.records for entry in Store(store).entries()):
+            side.work()
