@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from dsd_core.errors import Interrupted, SpecError
 from dsd_core.models.compiling import eagerly
+from dsd_core.models.cost import counting
 from dsd_core.optim import Precision
 from dsd_core.phases import Clock, Times, clocked
 from dsd_core.prepare import prepare
@@ -170,7 +170,7 @@ class _Watch:
 
     def _count(self) -> Iterator[None]:
         """From here to where it goes on, count operations."""
-        with eagerly(self._compile), FlopCounterMode(display=False) as counter:
+        with eagerly(self._compile), counting() as counter:
             yield
             self.flops = int(counter.get_total_flops())
 

@@ -61,7 +61,7 @@ def markdown(report: dict[str, Any]) -> str:
     for name, (what, goal) in GOALS.items():
         for kind, found in _values(report.get(name)):
             lines.append(f"| `{name}` {kind}| {_cell(found)} | {goal} | {what} |")
-    tables = (_steps, _peer, _sweep, _loading, _growth, _losses, _service, _took)
+    tables = (_steps, _phases, _peer, _sweep, _loading, _growth, _losses, _service, _took)
     for table in tables:
         lines += table(parts)
     return "\n".join(lines) + "\n"
@@ -78,6 +78,10 @@ def _cell(found: Mapping[str, Any], digits: int = 3) -> str:
     return f"{found['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {' | '.join([name, *cells])} |"
+
+
 def _table(title: str, part: Part, head: str, rows: list[str]) -> list[str]:
     columns = "|".join("---" for _ in head.split("|"))
     return ["", f"## {title}", "", f"{part['setting']}.", "", f"| {head} |", f"|{columns}|", *rows]
@@ -91,6 +95,21 @@ def _steps(parts: Mapping[str, Part]) -> list[str]:
         for name, what in STEPS.items()
     ]
     return _table("A step", part, "the student learns with | CPU ms | peak MiB", rows)
+
+
+def _phases(parts: Mapping[str, Part]) -> list[str]:
+    if (part := parts.get("peak")) is None:
+        return []
+    profiles = [part["profiles"][name] for name in ("plain", "loop")]
+    rows = []
+    for phase in profiles[1]["phases"]:
+        found = [profile["phases"].get(phase) for profile in profiles]
+        rows.append(_row(phase, ["" if times is None else f"{1e3 * times['cpu']:.1f}" for times in found]))
+    rows.append(_row("step", [f"{1e3 * profile['step']['cpu']:.1f}" for profile in profiles]))
+    rows.append(_row("GFLOP", [f"{profile['flops_per_step'] / 1e9:.1f}" for profile in profiles]))
+    shares = part["figures"]["matmul_peak_share"]
+    rows.append(_row("share of the matmul peak", [_cell(shares), _cell(shares["teacher_in_loop"])]))
+    return _table("Where a step's time goes", part, "CPU ms | without a teacher | teacher in the loop", rows)
 
 
 def _peer(parts: Mapping[str, Part]) -> list[str]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from dsd_core.models.networks import build_meta, stride
 from dsd_core.network_spec import NetworkSpec
@@ -41,9 +43,33 @@ def flops_of(module: nn.Module, size: tuple[int, int]) -> int:
 
     Convolutions and matrix products count; normalisation, activation and resizing do not.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with counting() as counter, torch.no_grad():
         module(torch.empty(1, 3, *size, device="meta"))
     return int(counter.get_total_flops())
+
+
+def counting() -> FlopCounterMode:
+    """Counts the operations of convolutions and matrix products inside `with`, two per multiply-add, forward and
+    backward."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _conv_backward})
+
+
+def _conv_backward(
+    grad_output: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Sequence[bool],
+    **out: Any,
+) -> int:
+    """Each gradient takes as many as the forward pass; torch's own count takes grouped convolutions for dense ones."""
+    return sum(output_mask[:2]) * conv_flop_count(list(x), list(weight), list(grad_output), transposed)
 
 
 def padded(size: tuple[int, int], stride: int) -> tuple[int, int]:

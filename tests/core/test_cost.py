@@ -1,10 +1,11 @@
 """Costs: counted operations agree with the formula, latency is a time."""
 
+import pytest
 import torch
 from torch import nn
 
 from dsd_core.models import build
-from dsd_core.models.cost import count_flops, count_params, latency_ms
+from dsd_core.models.cost import count_flops, count_params, counting, latency_ms
 from dsd_core.models.segmenter import Segmenter
 from dsd_core.network_spec import NetworkSpec, Preprocess
 
@@ -35,3 +36,18 @@ def test_latency_is_measured_and_threads_are_put_back() -> None:
     segmenter = Segmenter(build("espnet", 3), Preprocess(), 3, 8).eval()
     assert 0 < latency_ms(segmenter, (16, 16), threads=1) < 2000
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_each_gradient_of_a_convolution_takes_as_many_operations_as_its_forward_pass(kind, groups) -> None:
+    conv = kind(8, 16, 3, stride=2, groups=groups)
+    image = torch.zeros(2, 8, 9, 9)
+    with counting() as forward:
+        conv(image)
+    with counting() as of_weights:
+        conv(image).sum().backward()
+    with counting() as of_both:
+        conv(image.requires_grad_()).sum().backward()
+    once = forward.get_total_flops()
+    assert (of_weights.get_total_flops(), of_both.get_total_flops()) == (2 * once, 3 * once)
