@@ -54,7 +54,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient_N1HW: Tensor) -> Tensor:
         (feature_NCHW,) = ctx.saved_tensors
-        return (2 * gradient_N1HW * feature_NCHW).to(feature_NCHW.dtype)
+        return (feature_NCHW * (2 * gradient_N1HW)).to(feature_NCHW.dtype)
 
 
 def grid_of(x: Tensor) -> Grid:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,10 +85,28 @@ def features_of(taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor
 
 
 def _inside(feature_NCHW: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    if size == padded:
-        return feature_NCHW
-    rows, columns = (
-        max(1, round(side * image / whole))
-        for side, image, whole in zip(feature_NCHW.shape[-2:], size, padded, strict=True)
-    )
-    return feature_NCHW[..., :rows, :columns]
+    rows, columns = feature_NCHW.shape[-2:]
+    if size != padded:
+        rows, columns = (
+            max(1, round(side * image / whole))
+            for side, image, whole in zip((rows, columns), size, padded, strict=True)
+        )
+    found: Tensor = _Inside.apply(feature_NCHW, rows, columns)
+    return found
+
+
+class _Inside(torch.autograd.Function):
+    """The first rows and columns. The gradient lies in memory as the feature does: torch's own would not, and the
+    network's backward pass would take twice the time from there on."""
+
+    @staticmethod
+    def forward(ctx: Any, feature_NCHW: Tensor, rows: int, columns: int) -> Tensor:
+        ctx.like = torch.empty_like(feature_NCHW, device="meta")
+        return feature_NCHW[..., :rows, :columns]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = gradient.shape[-2:]
+        whole = torch.zeros_like(ctx.like, device=gradient.device)
+        whole[..., :rows, :columns] = gradient
+        return whole, None, None

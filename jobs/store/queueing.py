@@ -7,7 +7,7 @@ the head of each. A job without a line cannot be claimed: it runs, it has ended,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, union_all
@@ -48,12 +48,15 @@ def candidates(s: Session, offer: Offer, now: datetime) -> Iterator[tuple[str, i
     Priority decides; among equals the group that has fewest jobs running, then who came first. So a group that queues a
     thousand jobs keeps no other waiting. Other workers look at the same: who comes second gets the next of the line.
     """
-    firsts = [head for head in _heads(s, now) if fits(demand_of(head.spec), offer)]
+    lines = _heads(s, now)
+    query = select(JobRow).where(JobRow.id.in_(lines))
+    heads = s.scalars(query, execution_options={"populate_existing": True}).all()
+    firsts = [head for head in heads if fits(demand_of(head.spec), offer)]
     busy = _running_by_group(s)
     for head in sorted(firsts, key=lambda row: (-row.priority, busy.get(row.group, 0), row.id)):
-        line = JobRow.line == head.line, JobRow.id > head.id, may_start(now)
+        behind = JobRow.line == lines[head.id], JobRow.id > head.id, may_start(now)
         yield head.id, head.attempt
-        for row in s.execute(select(JobRow.id, JobRow.attempt).where(*line).order_by(JobRow.id).limit(CROWD)):
+        for row in s.execute(select(JobRow.id, JobRow.attempt).where(*behind).order_by(JobRow.id).limit(CROWD)):
             yield row.id, row.attempt
 
 
@@ -114,18 +117,19 @@ def _rank(priority: int) -> str:
     return f"{HIGHEST - priority:03d}"
 
 
-def _heads(s: Session, now: datetime) -> Sequence[JobRow]:
-    """The first job of every line that may start now.
+def _heads(s: Session, now: datetime) -> dict[str, str]:
+    """The first job of every line that may start now, and the line.
 
-    The index leads from the first entry of one line to that of the next: the cost is that of the lines alone.
+    The index leads from the first entry of one line to that of the next: the cost is that of the lines alone. Only ids
+    are asked for, since a planner that joins them with the jobs' rows may read all of those.
     """
     lines = select(func.min(JobRow.line).label("line")).where(JobRow.line.is_not(None)).cte("lines", recursive=True)
     further = aliased(JobRow)
     next_line = select(func.min(further.line)).where(further.line > lines.c.line).scalar_subquery()
     lines = lines.union_all(select(next_line).where(lines.c.line.is_not(None)))
     first = select(JobRow.id).where(JobRow.line == lines.c.line, may_start(now)).order_by(JobRow.id).limit(1)
-    ids = select(first.scalar_subquery()).select_from(lines).where(lines.c.line.is_not(None))
-    return s.scalars(select(JobRow).where(JobRow.id.in_(ids)), execution_options={"populate_existing": True}).all()
+    heads = select(first.scalar_subquery(), lines.c.line).select_from(lines).where(lines.c.line.is_not(None))
+    return {job_id: line for job_id, line in s.execute(heads) if job_id is not None}
 
 
 def _running_by_group(s: Session) -> dict[str, int]:

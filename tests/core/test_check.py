@@ -58,6 +58,22 @@ def test_every_seed_counts_in_the_estimates(camvid_folder, tmp_path):
     assert checked.estimates["steps"] == 3 * 2 * 3 * 3 and checked.estimates["views"] == 108
 
 
+def test_what_keeping_signals_takes_and_spares_is_estimated(camvid_folder, tmp_path):
+    trained = {"losses": "cwd", "train": {"epochs": 4, "batch": 2}}
+    kept = check(job(camvid_folder, weights_file(tmp_path), scales=[0.5, 1.0], **trained)).estimates
+    assert (kept["signals"], kept["signals_records"], kept["signals_hit_rate"]) == ("image", 2 * 6, 0.75)
+    assert (kept["teacher_passes"], kept["teacher_passes_in_loop"]) == (2 * 6, 4 * 6)
+    assert kept["signals_bytes"] == 6 * 2 * 11 * (48 * 64 + 24 * 32) // 16  # half precision, logits at stride 4
+    fewer = check(job(camvid_folder, weights_file(tmp_path), signals="view", views=2, top_k=2, **trained)).estimates
+    assert fewer["signals_hit_rate"] == 0.5 and fewer["signals_bytes"] < kept["signals_bytes"]
+    assert "signals" not in check(job(camvid_folder, weights_file(tmp_path), signals="off", **trained)).estimates
+
+
+def test_losses_whose_signals_cannot_be_kept_are_refused(camvid_folder, tmp_path):
+    error = refused(SpecError, job(camvid_folder, weights_file(tmp_path), signals="image", losses="fitnet"))
+    assert error.field == "/signals" and "fitnet needs whole features" in error.message and "psd" in error.hint
+
+
 def test_one_output_more_than_classes_is_taken_as_void_and_said(camvid_folder, tmp_path):
     findings = check(job(camvid_folder, weights_file(tmp_path, outputs=12))).findings
     assert any("taken as void" in finding.message for finding in findings)

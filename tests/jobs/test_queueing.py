@@ -6,7 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, update
+from sqlalchemy import Connection, Engine, text, update
+from sqlalchemy.event import listen
 
 from jobs import db, store
 from jobs.status import Drain, Reason, Status
@@ -156,3 +157,31 @@ def test_the_end_of_a_running_job_is_estimated_from_its_progress(engine: Engine)
         found = store.estimate(s, row, fresh_s=30)
     assert found.start == row.started_at
     assert found.finish is not None and (found.finish - now).total_seconds() == pytest.approx(5, abs=0.5)
+
+
+def test_looking_for_work_does_not_read_the_table_through(postgres_url: str) -> None:
+    """Whatever PostgreSQL's planner makes of a table of which a third waits."""
+    db.migrate(postgres_url)
+    engine = db.make_engine(postgres_url)
+    ended, waiting = a_queued_job(engine), [a_queued_job(engine, group=f"group-{number}") for number in range(8)]
+    cancel(engine, ended)
+    columns = JobRow.__table__.columns.keys()
+    copy = ", ".join("substr(id, 1, 12) || lpad(CAST(n AS text), 8, '0')" if name == "id" else name for name in columns)
+    with engine.begin() as connection:
+        for job_id, count in [(ended, 10_000), *((job_id, 600) for job_id in waiting)]:
+            source = f"FROM jobs, generate_series(1, {count}) n WHERE id = '{job_id}'"
+            connection.execute(text(f"INSERT INTO jobs ({', '.join(columns)}) SELECT {copy} {source}"))
+        connection.execute(text("ANALYZE jobs"))
+    plans: list[str] = []
+
+    def explain(connection: Connection, cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
+        if statement.startswith(("SELECT", "WITH")) and "jobs" in statement:
+            cursor.execute(f"EXPLAIN {statement}", parameters)
+            plans.append("\n".join(row[0] for row in cursor.fetchall()))
+
+    listen(engine, "before_cursor_execute", explain)
+    with db.reading(engine) as s:
+        assert store.has_work(s, an_offer())
+    assert plans
+    assert [plan for plan in plans if "Seq Scan on jobs" in plan] == []
+    engine.dispose()

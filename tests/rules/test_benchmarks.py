@@ -11,6 +11,7 @@ import pytest
 from benchmarks import camvid_losses, camvid_views
 from benchmarks import losses as loss_costs
 from benchmarks import queue as queue_costs
+from benchmarks import service as service_costs
 from benchmarks.bench import peer, report, setting, sweep
 from benchmarks.bench.measure import figure
 from dsd_core.distill.presets import DEFAULT_PRESET, preset_losses
@@ -48,7 +49,8 @@ def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs)]
+    ("name", "module"),
+    [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs), ("service", service_costs)],
 )
 def test_the_committed_table_is_that_of_the_committed_figures(name: str, module: object) -> None:
     figures = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -61,6 +63,14 @@ def test_listing_and_claiming_cost_no_more_than_twice_as_much_with_a_million_job
     assert (report["sizes"]["large"]["finished"], report["sizes"]["large"]["queued"]) == (1_000_000, 10_000)
     held = {row["cost"]: row["ratio"] for row in report["costs"] if row["cost"].startswith(queue_costs.PROMISED)}
     assert {"GET /jobs", "claim"} < held.keys() and max(held.values()) <= 2.0
+
+
+def test_five_hundred_watchers_of_a_job_lose_no_event_and_cost_little_while_nothing_happens() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results" / "service.json").read_text())
+    many = [row for row in report["events"] if row["watchers"] == 500]
+    assert {row["database"] for row in many} == {"SQLite", "PostgreSQL"}
+    assert [row["lost"] for row in report["events"]] == [0] * len(report["events"])
+    assert all(row["quiet_cpu_share"] <= 0.1 for row in many)
 
 
 def test_the_default_preset_is_the_one_that_won() -> None:
