@@ -39,7 +39,7 @@ class Teaching:
         """Whole features and logits of uint8 images."""
         with torch.no_grad():
             logits_NKHW = self.teacher(images_N3HW)
-        return Outlook(logits_NKHW, features_of(self._taps, self.teacher.module, images_N3HW))
+        return outlook_of(logits_NKHW, self._taps, self.teacher.module, images_N3HW)
 
     def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, apart: bool = False) -> dict[Signal, Values]:
         """The maps of these base signals for uint8 images.
@@ -62,7 +62,7 @@ class Teaching:
                 outlook = self.features(images_N3HW)
             else:
                 self.teacher.run_to_taps(images_N3HW, self._taps.values())
-                outlook = Outlook(None, features_of(self._taps, self.teacher.module, images_N3HW))
+                outlook = outlook_of(None, self._taps, self.teacher.module, images_N3HW)
             with torch.autocast(images_N3HW.device.type, enabled=False):
                 return {base: base.of(outlook, (height, width)) for base in bases}
 
@@ -72,16 +72,17 @@ def tapped(hooks: ExitStack, network: nn.Module, layers: Names, field: str) -> d
     return {kind: hooks.enter_context(Taps(network, names, field=field)) for kind, names in sorted(layers.items())}
 
 
-def features_of(taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor) -> dict[str, list[Tensor]]:
-    """The features captured of these images, without rows and columns that saw only padding beyond them, and without
-    outputs that are no class."""
+def outlook_of(logits_NKHW: Tensor | None, taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor) -> Outlook:
+    """What a network made of these images: the features captured, without rows and columns that saw only padding
+    beyond them, and without outputs that are no class."""
     assert isinstance(segmenter, Segmenter)
     height, width = images_N3HW.shape[-2:]
     size, padded = (height, width), segmenter.padded(height, width)
-    found = {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
-    if "logits" in found:
-        found["logits"] = [logits[:, : segmenter.classes] for logits in found["logits"]]
-    return found
+    whole = {kind: tap.features() for kind, tap in taps.items()}
+    if "logits" in whole:
+        whole["logits"] = [logits[:, : segmenter.classes] for logits in whole["logits"]]
+    inside = {kind: [_inside(feature, size, padded) for feature in features] for kind, features in whole.items()}
+    return Outlook(logits_NKHW, inside, whole)
 
 
 def _inside(feature_NCHW: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
