@@ -37,16 +37,18 @@ class Teaching:
             logits_NKHW = self.teacher(images_N3HW)
         return outlook_of(logits_NKHW, self._taps, self.teacher.module, images_N3HW)
 
-    def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, apart: bool = False) -> dict[Signal, Values]:
+    def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, paired: bool = False) -> dict[Signal, Values]:
         """The maps of these base signals for uint8 images.
 
-        `apart`: each image by itself, so that on a CPU its bits do not depend on the others'.
+        `paired`: so that on a CPU an image's bits do not depend on which others it comes with, they go two by two, and
+        one that is left over goes twice. The kernels for one image are others than for two, and slower.
         """
-        at_once = 1 if apart and images_N3HW.device.type == "cpu" else len(images_N3HW)
-        parts = [self._maps(part, bases) for part in images_N3HW.split(at_once)]
-        if len(parts) == 1:
-            return parts[0]
-        return {base: tuple(map(torch.cat, zip(*(part[base] for part in parts), strict=True))) for base in bases}
+        if paired and images_N3HW.device.type == "cpu":
+            parts = [self._maps(pair.expand(2, -1, -1, -1), bases) for pair in images_N3HW.split(2)]
+        else:
+            parts = [self._maps(images_N3HW, bases)]
+        maps = {base: tuple(map(torch.cat, zip(*(part[base] for part in parts), strict=True))) for base in bases}
+        return {base: tuple(values[: len(images_N3HW)] for values in several) for base, several in maps.items()}
 
     def _maps(self, images_N3HW: Tensor, bases: Sequence[Signal]) -> dict[Signal, Values]:
         height, width = images_N3HW.shape[-2:]

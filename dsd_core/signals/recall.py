@@ -171,7 +171,7 @@ class Recall:
         """What a record of each image holds."""
         bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
         with phase("teacher"):
-            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, apart=True))
+            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, paired=True))
         return {signal: outlook.tell(signal, valid_NHW) for signal in self.plan.kept}
 
     def shapes(self, size: Size) -> Shapes:
