@@ -34,6 +34,8 @@ class Outlook:
 
     logits_NKHW: Tensor | None
     features: dict[str, list[Tensor]] = field(default_factory=dict)
+    padded: dict[str, list[Tensor]] = field(default_factory=dict)
+    """The features with what they have beyond the image."""
     kept: Mapping[Signal, Values] = field(default_factory=dict)
 
     @property
@@ -41,6 +43,13 @@ class Outlook:
         """The logits, of an outlook that has them."""
         assert self.logits_NKHW is not None
         return self.logits_NKHW
+
+    def energies(self, layers: str) -> list[Tensor]:
+        """Energy maps N1HW of a kind of layers. One channel is cut to the image, not all of the feature's, and its
+        gradient is one pass over the feature."""
+        features = self.features[layers]
+        maps = map(ops.energy, self.padded.get(layers, features))
+        return [found[..., : x.shape[-2], : x.shape[-1]] for found, x in zip(maps, features, strict=True)]
 
     def tell(self, signal: Signal, valid_NHW: Tensor) -> Values:
         """A signal's value for a batch with these pixels that count; kept ones are not computed anew."""

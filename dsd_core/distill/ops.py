@@ -45,7 +45,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, feature_NCHW: Tensor) -> Tensor:
         ctx.save_for_backward(feature_NCHW)
-        if feature_NCHW.is_contiguous(memory_format=torch.channels_last):
+        if feature_NCHW.stride(1) == 1:
             wide = torch.float64 if feature_NCHW.dtype == torch.float64 else torch.float32
             return torch.linalg.vector_norm(feature_NCHW, dim=1, keepdim=True, dtype=wide).square()
         parts = feature_NCHW.split(_Energy.CHANNELS, dim=1)

@@ -68,7 +68,7 @@ class Energy(Signal):
         return "scaled"
 
     def of(self, outlook: Outlook, size: Size) -> Values:
-        maps = tuple(ops.energy(feature.detach()) for feature in outlook.features[self.layers])
+        maps = tuple(outlook.energies(self.layers))
         return maps if self.stride is None else tuple(ops.resize(energy, grid_at(size, self.stride)) for energy in maps)
 
     def grid(self, crop: Size, size: Size, image: Size) -> Size:

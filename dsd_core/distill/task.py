@@ -13,7 +13,7 @@ from dsd_core import dist
 from dsd_core.data.loader import Batch
 from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, Seen
 from dsd_core.distill.signals import Signal
-from dsd_core.distill.teaching import Names, Teaching, features_of, tapped
+from dsd_core.distill.teaching import Names, Teaching, outlook_of, tapped
 from dsd_core.models.compiling import Compile, compiled
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.pointwise import pointwise_by_onednn
@@ -86,7 +86,7 @@ class DistillTask(nn.Module):
             batch.images_N3HW,
             batch.labels_NHW,
             batch.valid_NHW,
-            Outlook(student, features_of(self._student_taps, self.student, batch.images_N3HW)),
+            outlook_of(student, self._student_taps, self.student, batch.images_N3HW),
             self._teach(batch),
             self.class_weights,
         )

@@ -18,10 +18,6 @@ from dsd_core.models.taps import Taps
 Names = dict[Layers, tuple[str, ...]]
 """Module names of each kind of layers, shallow to deep."""
 
-PIXELS_AT_ONCE = 65_536
-"""On a CPU a pass over more than about this many pixels leaves the caches: FPN EfficientNet-Lite0 takes 1.7 times as
-long for 8 images of 240x320 at once as for one after the other."""
-
 
 class Teaching:
     """A frozen teacher with hooks at `layers`. It runs no further than it has to."""
@@ -39,21 +35,20 @@ class Teaching:
         """Whole features and logits of uint8 images."""
         with torch.no_grad():
             logits_NKHW = self.teacher(images_N3HW)
-        return Outlook(logits_NKHW, features_of(self._taps, self.teacher.module, images_N3HW))
+        return outlook_of(logits_NKHW, self._taps, self.teacher.module, images_N3HW)
 
-    def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, apart: bool = False) -> dict[Signal, Values]:
+    def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, paired: bool = False) -> dict[Signal, Values]:
         """The maps of these base signals for uint8 images.
 
-        `apart`: each image by itself, so that on a CPU its bits do not depend on the others'.
+        `paired`: so that on a CPU an image's bits do not depend on which others it comes with, they go two by two, and
+        one that is left over goes twice. The kernels for one image are others than for two, and slower.
         """
-        at_once = len(images_N3HW)
-        if images_N3HW.device.type == "cpu":
-            height, width = images_N3HW.shape[-2:]
-            at_once = 1 if apart else max(1, PIXELS_AT_ONCE // (height * width))
-        parts = [self._maps(part, bases) for part in images_N3HW.split(at_once)]
-        if len(parts) == 1:
-            return parts[0]
-        return {base: tuple(map(torch.cat, zip(*(part[base] for part in parts), strict=True))) for base in bases}
+        if paired and images_N3HW.device.type == "cpu":
+            parts = [self._maps(pair.expand(2, -1, -1, -1), bases) for pair in images_N3HW.split(2)]
+        else:
+            parts = [self._maps(images_N3HW, bases)]
+        maps = {base: tuple(map(torch.cat, zip(*(part[base] for part in parts), strict=True))) for base in bases}
+        return {base: tuple(values[: len(images_N3HW)] for values in several) for base, several in maps.items()}
 
     def _maps(self, images_N3HW: Tensor, bases: Sequence[Signal]) -> dict[Signal, Values]:
         height, width = images_N3HW.shape[-2:]
@@ -62,7 +57,7 @@ class Teaching:
                 outlook = self.features(images_N3HW)
             else:
                 self.teacher.run_to_taps(images_N3HW, self._taps.values())
-                outlook = Outlook(None, features_of(self._taps, self.teacher.module, images_N3HW))
+                outlook = outlook_of(None, self._taps, self.teacher.module, images_N3HW)
             with torch.autocast(images_N3HW.device.type, enabled=False):
                 return {base: base.of(outlook, (height, width)) for base in bases}
 
@@ -72,16 +67,17 @@ def tapped(hooks: ExitStack, network: nn.Module, layers: Names, field: str) -> d
     return {kind: hooks.enter_context(Taps(network, names, field=field)) for kind, names in sorted(layers.items())}
 
 
-def features_of(taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor) -> dict[str, list[Tensor]]:
-    """The features captured of these images, without rows and columns that saw only padding beyond them, and without
-    outputs that are no class."""
+def outlook_of(logits_NKHW: Tensor | None, taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor) -> Outlook:
+    """What a network made of these images: the features captured, without rows and columns that saw only padding
+    beyond them, and without outputs that are no class."""
     assert isinstance(segmenter, Segmenter)
     height, width = images_N3HW.shape[-2:]
     size, padded = (height, width), segmenter.padded(height, width)
-    found = {kind: [_inside(feature, size, padded) for feature in tap.features()] for kind, tap in taps.items()}
-    if "logits" in found:
-        found["logits"] = [logits[:, : segmenter.classes] for logits in found["logits"]]
-    return found
+    whole = {kind: tap.features() for kind, tap in taps.items()}
+    if "logits" in whole:
+        whole["logits"] = [logits[:, : segmenter.classes] for logits in whole["logits"]]
+    inside = {kind: [_inside(feature, size, padded) for feature in features] for kind, features in whole.items()}
+    return Outlook(logits_NKHW, inside, whole)
 
 
 def _inside(feature_NCHW: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:

@@ -171,7 +171,7 @@ class Recall:
         """What a record of each image holds."""
         bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
         with phase("teacher"):
-            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, apart=True))
+            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, paired=True))
         return {signal: outlook.tell(signal, valid_NHW) for signal in self.plan.kept}
 
     def shapes(self, size: Size) -> Shapes:
@@ -206,18 +206,21 @@ class Recall:
         images = [self.dataset.size_of(index) for index in batch.indices]
         scales = [self.plan.scales[number % self.plan.looks] for number in numbers]
         return {
-            signal: tuple(
-                self._sampled(signal, [to_device(row) for row in rows], scales, views, images) for rows in tensors
-            )
+            signal: self._sampled(signal, [list(map(to_device, rows)) for rows in tensors], scales, views, images)
             for signal, tensors in several.items()
         }
 
     def _sampled(
-        self, signal: Signal, maps: list[Tensor], scales: list[float], views: list[View], images: list[Size]
-    ) -> Tensor:
-        height, width = maps[0].shape[-2:]
-        grid = signal.grid(views[0].crop, (height, width), scaled_size(images[0], scales[0]))
-        return sample(maps, views, images, grid, ids=signal.kept == "ids")
+        self, signal: Signal, tensors: list[list[Tensor]], scales: list[float], views: list[View], images: list[Size]
+    ) -> Values:
+        """The maps of a signal, each a list over the views, sampled; those of one size, as of layers, at once."""
+        found: list[Tensor] = []
+        for shape, several in groupby(tensors, lambda maps: tuple(maps[0].shape)):
+            group = list(several)
+            maps = [torch.cat(of_view) for of_view in zip(*group, strict=True)]
+            grid = signal.grid(views[0].crop, (shape[1], shape[2]), scaled_size(images[0], scales[0]))
+            found += sample(maps, views, images, grid, ids=signal.kept == "ids").split(shape[0], dim=1)
+        return tuple(found)
 
 
 def record_sizes(plan: Plan, dataset: Dataset, crop: Size | None, shapes: Shapes, probed: Size) -> list[int]:

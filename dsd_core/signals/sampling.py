@@ -26,9 +26,16 @@ def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size]
     rows, columns = (_positions(views, images, axis, grid[axis], int(stacked_NCHW.shape[axis + 2])) for axis in (0, 1))
     if ids:
         return _nearest(stacked_NCHW, rows[0], columns[0])
-    across_down = [_weights(*found, int(stacked_NCHW.shape[axis + 2])) for axis, found in enumerate((rows, columns))]
-    down, across = (torch.from_numpy(weights).to(stacked_NCHW.device).unsqueeze(1) for weights in across_down)
-    return down @ stacked_NCHW.float() @ across.transpose(2, 3)
+    down, across = (
+        torch.from_numpy(_weights(*found, int(stacked_NCHW.shape[axis + 2]))).to(stacked_NCHW.device)
+        for axis, found in enumerate((rows, columns))
+    )
+    # Rows outermost: two products of large matrices an image, and not two small ones a channel.
+    count, channels = stacked_NCHW.shape[:2]
+    by_row = stacked_NCHW.float().transpose(1, 2)
+    wide = by_row.reshape(count, -1, by_row.shape[-1]) @ across.transpose(1, 2)
+    seen = down @ wide.reshape(count, by_row.shape[1], -1)
+    return seen.reshape(count, grid[0], channels, grid[1]).transpose(1, 2)
 
 
 def _positions(

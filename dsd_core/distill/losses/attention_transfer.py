@@ -30,7 +30,7 @@ class AttentionTransfer(FeatureLoss):
         return (self.energy,)
 
     def compute(self, seen: Seen) -> Tensor:
-        pairs = zip(map(ops.energy, seen.student.features[self.on]), seen.told(self.energy), strict=True)
+        pairs = zip(seen.student.energies(self.on), seen.told(self.energy), strict=True)
         distance = partial(attention_distance, reduction=self.reduction, valid=seen.valid_NHW)
         return torch.stack([distance(student, teacher) for student, teacher in pairs]).mean()
 

@@ -49,7 +49,8 @@ class PixelSimilarity(LossSpec):
         return (self.energy,)
 
     def compute(self, seen: Seen) -> Tensor:
-        maps_S = energy_maps(seen.student.features[self.layers], grid_at(seen.size, self.stride))
+        grid = grid_at(seen.size, self.stride)
+        maps_S = [ops.resize(energy, grid) for energy in seen.student.energies(self.layers)]
         return map_similarity(
             maps_S, seen.told(self.energy), pairs=self.pairs, reduction=self.reduction, valid=seen.valid_NHW
         )
@@ -200,9 +201,12 @@ def category_correlation(
         counts = ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
         shares = scores.softmax(dim=1) if softmax == "category" else ops.log_softmax_over(scores, counts).exp()
         q = shares.where(counts, 0)
-    if normalize:
-        q = ops.normalize(q)
-    return q @ q.transpose(1, 2)
+    matrix = q @ q.transpose(1, 2)
+    if not normalize:
+        return matrix
+    # <n(q_i), n(q_j)> from <q_i, q_j>: K x K numbers to divide, and not K x H x W.
+    inverse = matrix.diagonal(dim1=1, dim2=2).clamp_min(ops.EPS**2).rsqrt()
+    return matrix * inverse.unsqueeze(1) * inverse.unsqueeze(2)
 
 
 def labelled_classes(labels_NHW: Tensor, classes: int) -> Tensor:
