@@ -88,7 +88,10 @@ def valid_on(valid_NHW: Tensor | None, like: Tensor) -> Tensor:
         return torch.ones(like.shape[0], *grid, dtype=torch.bool, device=like.device)
     if grid_of(valid_NHW) == grid:
         return valid_NHW
-    return resize(valid_NHW.unsqueeze(1).float(), grid).squeeze(1) >= 0.5
+    shares = valid_NHW.unsqueeze(1).float()
+    if grid[0] <= valid_NHW.shape[1] and grid[1] <= valid_NHW.shape[2]:  # torch's kernel, for nothing flows back here
+        return F.adaptive_avg_pool2d(shares, grid).squeeze(1) >= 0.5
+    return resize(shares, grid).squeeze(1) >= 0.5
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def outlook_of(logits_NKHW: Tensor | None, taps: dict[str, Taps], segmenter: nn.
     height, width = images_N3HW.shape[-2:]
     size, padded = (height, width), segmenter.padded(height, width)
     whole = {kind: tap.features() for kind, tap in taps.items()}
-    if "logits" in whole:
+    if "logits" in whole and whole["logits"][0].shape[1] > segmenter.classes:
         whole["logits"] = [logits[:, : segmenter.classes] for logits in whole["logits"]]
     inside = {kind: [_inside(feature, size, padded) for feature in features] for kind, features in whole.items()}
     return Outlook(logits_NKHW, inside, whole)
