@@ -21,15 +21,15 @@ from torch.utils.data import Dataset as TorchDataset
 
 from dsd_core.data.cache import cached
 from dsd_core.data.dataset import IGNORE, Dataset, Size
-from dsd_core.data.views import ORDER, Key, draw_view, uniforms
+from dsd_core.data.views import ORDER, Key, View, place_view, show_view, uniforms
 from dsd_core.spec import Augment, Training
 
 __all__ = ["Batch", "ViewSet", "cached", "eval_batches", "steps_per_epoch", "train_batches"]
 
 Draw = tuple[int, int]
 """(epoch, number): the image is `number` modulo their count, which it exceeds where a batch is the larger."""
-Drawn = tuple[Tensor, Tensor, int, Key]
-"""A view: image, label, index of its image, and its key."""
+Drawn = tuple[Tensor, Tensor, int, View]
+"""A view: image, label, index of its image, and which part of that it shows."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Batch:
     """False: the dataset knows nothing of its pixels, all labels are 255."""
     inside_NHW: Tensor | None = None
     """Of views without labels: bool, False on the padding around a small image; None where there is no padding."""
-    keys: tuple[Key, ...] = ()
-    """What each view was drawn from; whole images have none."""
+    views: tuple[View, ...] = ()
+    """Which part of its image each shows; whole images have none."""
 
     @property
     def valid_NHW(self) -> Tensor:
@@ -72,7 +72,7 @@ class Batch:
 
     def _part(self, images: slice) -> Batch:
         part = self.map(lambda tensor: tensor[images])
-        return replace(part, indices=self.indices[images], keys=self.keys[images])
+        return replace(part, indices=self.indices[images], views=self.views[images])
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with each of its tensors as `move` gives it."""
@@ -194,13 +194,16 @@ class _Views(TorchDataset[Drawn]):
         key = (self.training.seed, epoch, number)
         if self.views is not None:
             key = self.views.key(epoch, number, len(self.dataset), self.training.batch)
-        return *read_view(self.dataset, index, self.training.augment, key), index, key
+        image, label, view = read_view(self.dataset, index, self.training.augment, key)
+        return image, label, index, view
 
 
-def read_view(dataset: Dataset, index: int, augment: Augment, key: Key) -> tuple[Tensor, Tensor]:
-    """A view of an image as (image 3HW uint8, label HW int64). Without labels the label is 0, and 255 on padding."""
+def read_view(dataset: Dataset, index: int, augment: Augment, key: Key) -> tuple[Tensor, Tensor, View]:
+    """A view of an image as (image 3HW uint8, label HW int64), and what it shows. Without labels the label is 0, and
+    255 on padding."""
     image_HW3, label_HW = dataset.read(index)
-    return draw_view(image_HW3, label_HW if dataset.labelled else np.zeros_like(label_HW), augment, key)
+    view = place_view(label_HW.shape, augment, key)
+    return *show_view(image_HW3, label_HW if dataset.labelled else np.zeros_like(label_HW), view), view
 
 
 def _batch(views: list[Drawn], labelled: bool) -> Batch:
@@ -208,11 +211,11 @@ def _batch(views: list[Drawn], labelled: bool) -> Batch:
     images_N3HW = torch.empty((len(views), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for row, (image, *_) in zip(images_N3HW, views, strict=True):
         row.copy_(image)
-    _, labels, indices, keys = zip(*views, strict=True)
+    _, labels, indices, shown = zip(*views, strict=True)
     labels_NHW = torch.stack(labels)
     if labelled:
-        return Batch(images_N3HW, labels_NHW, indices, keys=keys)
-    return Batch(images_N3HW, torch.full_like(labels_NHW, IGNORE), indices, False, labels_NHW != IGNORE, keys)
+        return Batch(images_N3HW, labels_NHW, indices, views=shown)
+    return Batch(images_N3HW, torch.full_like(labels_NHW, IGNORE), indices, False, labels_NHW != IGNORE, shown)
 
 
 def _outlive_signals(worker: int) -> None:

@@ -29,7 +29,11 @@ def draw_view(image_HW3: np.ndarray, label_HW: np.ndarray, augment: Augment, key
     The same key gives the same bytes in any process. What lies outside the image is labelled 255 and has about
     the image's mean colour.
     """
-    view = place_view(label_HW.shape, augment, key)
+    return show_view(image_HW3, label_HW, place_view(label_HW.shape, augment, key))
+
+
+def show_view(image_HW3: np.ndarray, label_HW: np.ndarray, view: View) -> tuple[Tensor, Tensor]:
+    """The view of this image, as `draw_view`."""
     inside, placed = view.inside, view.placed
     image = _resized(torch.from_numpy(image_HW3[inside].copy()).permute(2, 0, 1), placed, InterpolationMode.BILINEAR)
     label = _resized(torch.from_numpy(label_HW[inside].copy())[None], placed, InterpolationMode.NEAREST_EXACT)
@@ -53,6 +57,8 @@ class View:
     """Pixels of the crop a pixel of the image, in rows and columns up to rounding."""
     colour: tuple[float, float, float]
     """Factors of brightness, contrast and saturation."""
+    key: Key = (0, 0, 0)
+    """What it was drawn from."""
 
 
 def place_view(size: Size, augment: Augment, key: Key) -> View:
@@ -69,7 +75,7 @@ def place_view(size: Size, augment: Augment, key: Key) -> View:
         1 + spread * (2 * draw - 1)
         for spread, draw in zip((augment.brightness, augment.contrast, augment.saturation), draws[4:], strict=True)
     )
-    return View(crop, inside, placed, flipped, float(factor), (brightness, contrast, saturation))
+    return View(crop, inside, placed, flipped, float(factor), (brightness, contrast, saturation), key)
 
 
 def uniforms(seed: int, epoch: int, index: int, purpose: int, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from dsd_core.distill.lazy import ops, torch
-from dsd_core.distill.signals import Logits, Signal, Values, grid_at
+from dsd_core.distill.signals import Logits, Signal, ValidOn, Values, grid_at
 from dsd_core.parts import Fraction, Part, Weight, alternatives
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class Outlook:
         maps = map(ops.energy, self.padded.get(layers, features))
         return [found[..., : x.shape[-2], : x.shape[-1]] for found, x in zip(maps, features, strict=True)]
 
-    def tell(self, signal: Signal, valid_NHW: Tensor) -> Values:
-        """A signal's value for a batch with these pixels that count; kept ones are not computed anew."""
+    def tell(self, signal: Signal, size: tuple[int, int], valid_on: ValidOn) -> Values:
+        """A signal's value for a batch of this (height, width); kept ones are not computed anew."""
         if signal in self.kept:
             return self.kept[signal]
-        maps = self.kept.get(signal.base) or signal.base.of(self, tuple(valid_NHW.shape[-2:]))  # type: ignore[arg-type]
-        return signal.derive(maps, valid_NHW)
+        maps = self.kept.get(signal.base) or signal.base.of(self, size)
+        return signal.derive(maps, valid_on)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class Seen:
     teacher: Outlook | None = None
     class_weights: Tensor | None = None
     module: nn.Module | None = None
+    on_grids: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -87,7 +88,14 @@ class Seen:
     def told(self, signal: Signal) -> Values:
         """What the teacher says of the batch."""
         with torch.no_grad():
-            return self.taught.tell(signal, self.valid_NHW)
+            return self.taught.tell(signal, self.size, self.valid_on)
+
+    def valid_on(self, like: Tensor) -> Tensor:
+        """bool N x H x W: the positions that count on the grid of a tensor; found once a grid."""
+        grid = ops.grid_of(like)
+        if grid not in self.on_grids:
+            self.on_grids[grid] = ops.valid_on(self.valid_NHW, like)
+        return self.on_grids[grid]
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ class LogitLoss(LossSpec):
         student = seen.student.logits if self.logits_at == "image" else seen.student.features["logits"][0]
         if self.stride is not None and self.stride > 1:
             student = ops.resize(ops.widen(student), grid_at(seen.size, self.stride))
-        return student, ops.valid_on(seen.valid_NHW, student)
+        return student, seen.valid_on(student)
 
 
 class FeatureLoss(LossSpec):

@@ -7,6 +7,7 @@ this module does not import torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 Values = tuple["Tensor", ...]
+ValidOn = Callable[["Tensor"], "Tensor"]
+"""Which positions count, bool N x H x W, on the grid of a tensor."""
 Kept = Literal["float", "scaled", "logits", "ids"]
 """`float`: as it is. `scaled`: up to a positive factor an image, which no loss sees. `logits`: of which the largest may
 be enough. `ids`: whole numbers up to 255, which are never averaged."""
@@ -50,7 +53,7 @@ class Signal:
         """The grid a map would have had for a crop, of a base signal whose map of an `image` has this `size`."""
         raise TypeError(f"{self!r} is derived from {self.base!r}.")
 
-    def derive(self, maps: Values, valid_NHW: Tensor) -> Values:
+    def derive(self, maps: Values, valid_on: ValidOn) -> Values:
         """The value, from the maps of its base and the pixels that count."""
         return maps
 
@@ -117,11 +120,11 @@ class Correlation(Signal):
     def at_image(self) -> bool:
         return self.logits.at_image
 
-    def derive(self, maps: Values, valid_NHW: Tensor) -> Values:
+    def derive(self, maps: Values, valid_on: ValidOn) -> Values:
         from dsd_core.distill.losses.double_similarity import category_correlation
 
         options = {"tau": self.tau, "softmax": self.softmax, "normalize": self.normalize, "pool": self.pool}
-        return (category_correlation(maps[0], valid=valid_NHW, **options),)  # type: ignore[arg-type]
+        return (category_correlation(maps[0], valid=valid_on(maps[0]), **options),)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class Presence(Signal):
     def at_image(self) -> bool:
         return True
 
-    def derive(self, maps: Values, valid_NHW: Tensor) -> Values:
+    def derive(self, maps: Values, valid_on: ValidOn) -> Values:
         (logits,) = maps
         found = torch.zeros(logits.shape[:2], dtype=torch.uint8, device=logits.device)
         return (found.scatter_(1, logits.argmax(dim=1).flatten(1), 1),)

@@ -68,5 +68,5 @@ class Frozen(nn.Module):
 
     @property
     def compiled(self) -> bool:
-        """Whether torch.compile runs any of it."""
-        return any(module._compiled_call_impl is not None for module in self.modules())
+        """Whether torch.compile runs it."""
+        return any(module._compiled_call_impl is not None for module in (self, self.module, self.network))

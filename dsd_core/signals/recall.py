@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dsd_core.data.dataset import IGNORE, Dataset, Size
 from dsd_core.data.loader import Batch, read_view
-from dsd_core.data.views import Key, View, place_view
+from dsd_core.data.views import View
+from dsd_core.distill import ops
 from dsd_core.distill.loss import Outlook
 from dsd_core.distill.signals import Signal, Values
 from dsd_core.distill.teaching import Teaching
@@ -73,8 +74,7 @@ class Recall:
     _since_looked: int = 0
 
     def __call__(self, batch: Batch) -> Outlook:
-        views = [place_view(self.dataset.size_of(index), self.augment, key) for index, key in _drawn(batch)]
-        numbers = [self._number(*drawn, view) for drawn, view in zip(_drawn(batch), views, strict=True)]
+        numbers = [self._number(index, view) for index, view in zip(batch.indices, batch.views, strict=True)]
         found = self._loaded(numbers)
         self.counts.hits += sum(number in found for number in numbers)
         self.counts.misses += sum(number not in found for number in numbers)
@@ -83,15 +83,15 @@ class Recall:
             found |= self._filled(absent, self._images_of(batch, numbers))
         elif not self._complete:
             self._fill_rest(len(batch))
-        return Outlook(None, kept=self._values([found[number] for number in numbers], numbers, batch, views))
+        return Outlook(None, kept=self._values([found[number] for number in numbers], numbers, batch))
 
     def records_of(self, index: int) -> range:
         """Numbers of an image's records: one a scale, or one a view."""
         return range(index * self.plan.looks, (index + 1) * self.plan.looks)
 
-    def _number(self, index: int, key: Key, view: View) -> int:
+    def _number(self, index: int, view: View) -> int:
         if self.plan.kind == "view":
-            return self.records_of(index)[key[1]]
+            return self.records_of(index)[view.key[1]]
         nearest = min(range(len(self.plan.scales)), key=lambda at: _apart(self.plan.scales[at], view.factor))
         return self.records_of(index)[nearest]
 
@@ -172,7 +172,8 @@ class Recall:
         bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
         with phase("teacher"):
             outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, paired=True))
-        return {signal: outlook.tell(signal, valid_NHW) for signal in self.plan.kept}
+        size, valid_on = (images_N3HW.shape[-2], images_N3HW.shape[-1]), partial(ops.valid_on, valid_NHW)
+        return {signal: outlook.tell(signal, size, valid_on) for signal in self.plan.kept}
 
     def shapes(self, size: Size) -> Shapes:
         """Of the signals of an image of this size, found by a pass over a blank one."""
@@ -184,7 +185,7 @@ class Recall:
         """The image 1 x 3 x H x W that a record is of, and the pixels that count."""
         index, look = divmod(number, self.plan.looks)
         if self.plan.kind == "view":
-            image, label = read_view(self.dataset, index, self.augment, (self.plan.view_seed, look, index))
+            image, label, _ = read_view(self.dataset, index, self.augment, (self.plan.view_seed, look, index))
             return image.unsqueeze(0), (label != IGNORE).unsqueeze(0)
         image_HW3, _ = self.dataset.read(index)
         whole = torch.from_numpy(image_HW3.copy()).permute(2, 0, 1).unsqueeze(0)
@@ -193,9 +194,7 @@ class Recall:
 
     # --- values of a batch --------------------------------------------------------------------------------------------
 
-    def _values(
-        self, records: list[Loaded], numbers: list[int], batch: Batch, views: list[View]
-    ) -> dict[Signal, Values]:
+    def _values(self, records: list[Loaded], numbers: list[int], batch: Batch) -> dict[Signal, Values]:
         several = {signal: zip(*(record[signal] for record in records), strict=True) for signal in self.plan.kept}
         to_device = partial(Tensor.to, device=self.device, non_blocking=True)
         if self.plan.kind == "view":
@@ -206,18 +205,23 @@ class Recall:
         images = [self.dataset.size_of(index) for index in batch.indices]
         scales = [self.plan.scales[number % self.plan.looks] for number in numbers]
         return {
-            signal: self._sampled(signal, [list(map(to_device, rows)) for rows in tensors], scales, views, images)
+            signal: self._sampled(signal, [list(map(to_device, rows)) for rows in tensors], scales, batch.views, images)
             for signal, tensors in several.items()
         }
 
     def _sampled(
-        self, signal: Signal, tensors: list[list[Tensor]], scales: list[float], views: list[View], images: list[Size]
+        self,
+        signal: Signal,
+        tensors: list[list[Tensor]],
+        scales: list[float],
+        views: Sequence[View],
+        images: list[Size],
     ) -> Values:
         """The maps of a signal, each a list over the views, sampled; those of one size, as of layers, at once."""
         found: list[Tensor] = []
         for shape, several in groupby(tensors, lambda maps: tuple(maps[0].shape)):
             group = list(several)
-            maps = [torch.cat(of_view) for of_view in zip(*group, strict=True)]
+            maps = group[0] if len(group) == 1 else [torch.cat(of_view) for of_view in zip(*group, strict=True)]
             grid = signal.grid(views[0].crop, (shape[1], shape[2]), scaled_size(images[0], scales[0]))
             found += sample(maps, views, images, grid, ids=signal.kept == "ids").split(shape[0], dim=1)
         return tuple(found)
@@ -236,10 +240,6 @@ def record_sizes(plan: Plan, dataset: Dataset, crop: Size | None, shapes: Shapes
 def scaled_size(size: Size, scale: float) -> Size:
     """Height and width of an image that `scaled` gives."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def _drawn(batch: Batch) -> list[tuple[int, Key]]:
-    return list(zip(batch.indices, batch.keys, strict=True))
 
 
 def _apart(one: float, other: float) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,23 +36,42 @@ def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = Non
     return b"".join([header.tobytes(), *(array.tobytes() for array in arrays)])
 
 
-def decode(record: memoryview | bytes, signals: Sequence[Signal], classes: int, *, top_k: int | None = None) -> Loaded:
+def decode(
+    record: memoryview | bytes, signals: tuple[Signal, ...], classes: int, *, top_k: int | None = None
+) -> Loaded:
     """What `encode` was given, in the order of `signals`. `classes` is K."""
-    counts = np.frombuffer(record, SHORT, len(signals)).tolist()
-    shapes = np.frombuffer(record, SHORT, 3 * sum(counts), 2 * len(signals)).reshape(-1, 3).tolist()
-    offset = 2 * len(signals) + 6 * len(shapes)
+    counts = np.frombuffer(record, SHORT, len(signals))
+    header = 2 * len(signals) + 6 * int(counts.sum())
+    values = np.frombuffer(record, np.uint8, offset=header).copy()
     found: Loaded = {}
-    rows = iter(shapes)
-    for signal, count in zip(signals, counts, strict=True):
-        tensors = []
-        for number in range(count):
-            shape = tuple(edge for edge in next(rows) if edge)
-            dtype = _dtypes(signal, top_k)[number % len(_dtypes(signal, top_k))]
-            array = np.frombuffer(record, dtype, math.prod(shape), offset).reshape(shape)
-            offset += array.nbytes
-            tensors.append(torch.from_numpy(array.copy()))
+    for signal, arrays in zip(signals, _layout(bytes(record[:header]), signals, top_k), strict=True):
+        tensors = [
+            torch.from_numpy(values[start:end].view(dtype).reshape(shape)) for start, end, dtype, shape in arrays
+        ]
         found[signal] = _whole(signal, tensors, classes, top_k)
     return found
+
+
+Place = tuple[int, int, np.dtype, tuple[int, ...]]
+"""Where an array begins and ends after the header, its type and shape."""
+
+
+@lru_cache(maxsize=256)
+def _layout(header: bytes, signals: tuple[Signal, ...], top_k: int | None) -> tuple[tuple[Place, ...], ...]:
+    """Where the arrays of each signal lie; records of images of one size have one header."""
+    counts = np.frombuffer(header, SHORT, len(signals)).tolist()
+    rows = iter(np.frombuffer(header, SHORT, offset=2 * len(signals)).reshape(-1, 3).tolist())
+    found, start = [], 0
+    for signal, count in zip(signals, counts, strict=True):
+        places: list[Place] = []
+        for number in range(count):
+            dtypes, shape = _dtypes(signal, top_k), tuple(edge for edge in next(rows) if edge)
+            dtype = dtypes[number % len(dtypes)]
+            end = start + math.prod(shape) * dtype.itemsize
+            places.append((start, end, dtype, shape))
+            start = end
+        found.append(tuple(places))
+    return tuple(found)
 
 
 def capacity(shapes: Shapes, probed: tuple[int, int], size: tuple[int, int], *, top_k: int | None = None) -> int:

@@ -32,7 +32,7 @@ def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size]
     )
     # Rows outermost: two products of large matrices an image, and not two small ones a channel.
     count, channels = stacked_NCHW.shape[:2]
-    by_row = stacked_NCHW.float().transpose(1, 2)
+    by_row = stacked_NCHW.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     wide = by_row.reshape(count, -1, by_row.shape[-1]) @ across.transpose(1, 2)
     seen = down @ wide.reshape(count, by_row.shape[1], -1)
     return seen.reshape(count, grid[0], channels, grid[1]).transpose(1, 2)

@@ -226,6 +226,6 @@ def test_present_classes_are_those_the_teacher_predicts_or_the_labels_hold():
     logits = torch.zeros(1, 4, 1, 3)
     logits[0, 2] = 5
     labels = torch.tensor([[[0, 255, 0]]])
-    (predicted,) = Presence().derive((logits,), labels != 255)
+    (predicted,) = Presence().derive((logits,), lambda like: labels != 255)
     assert predicted.tolist() == [[0, 0, 1, 0]]
     assert labelled_classes(labels, 4).tolist() == [[True, False, False, False]]

@@ -400,7 +400,7 @@ def test_mining_hard_pixels_averages_the_cross_entropy_over_them_alone() -> None
 def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_enough() -> None:
     logits = maps(SHAPE, seed=21)[0]
     p = logits.softmax(1)
-    (labels_N1HW,) = Outlook(logits).tell(Labelling(confidence=0.5), VALID)
+    (labels_N1HW,) = Outlook(logits).tell(Labelling(confidence=0.5), VALID.shape[-2:], lambda like: VALID)
     found, kept = labels_N1HW.squeeze(1), p.amax(1) >= 0.5
     assert (found[kept] == p.argmax(1)[kept]).all() and (found[~kept] == IGNORE).all() and kept.any() and (~kept).any()
 

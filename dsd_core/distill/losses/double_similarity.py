@@ -52,7 +52,7 @@ class PixelSimilarity(LossSpec):
         grid = grid_at(seen.size, self.stride)
         maps_S = [ops.resize(energy, grid) for energy in seen.student.energies(self.layers)]
         return map_similarity(
-            maps_S, seen.told(self.energy), pairs=self.pairs, reduction=self.reduction, valid=seen.valid_NHW
+            maps_S, seen.told(self.energy), pairs=self.pairs, reduction=self.reduction, valid=seen.valid_on(maps_S[0])
         )
 
 
@@ -194,14 +194,17 @@ def category_correlation(
     logits = ops.widen(logits)
     if pool is not None:
         logits = F.avg_pool2d(logits, pool, stride=pool, ceil_mode=True)
-    scores = logits.flatten(2) / tau
+    scores = logits.flatten(2) if tau == 1 else logits.flatten(2) / tau
     if valid is None:
         q = scores.softmax(dim=1 if softmax == "category" else 2)
+        matrix = q @ q.transpose(1, 2)
+    elif softmax == "category":
+        q = scores.softmax(dim=1)
+        matrix = (q * ops.valid_on(valid, logits).flatten(1).unsqueeze(1)) @ q.transpose(1, 2)
     else:
         counts = ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
-        shares = scores.softmax(dim=1) if softmax == "category" else ops.log_softmax_over(scores, counts).exp()
-        q = shares.where(counts, 0)
-    matrix = q @ q.transpose(1, 2)
+        q = ops.log_softmax_over(scores, counts).exp().where(counts, 0)
+        matrix = q @ q.transpose(1, 2)
     if not normalize:
         return matrix
     # <n(q_i), n(q_j)> from <q_i, q_j>: K x K numbers to divide, and not K x H x W.

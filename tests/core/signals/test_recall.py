@@ -441,17 +441,17 @@ def batches_of(data: Path, batch: int, steps: int, views: ViewSet | None) -> lis
 
 def test_a_set_of_views_comes_again_and_each_view_of_it_is_seen(data) -> None:
     batches = batches_of(data, 4, 8, ViewSet(count=2, seed=5))
-    seen = {key for batch in batches for key in batch.keys}
+    seen = {view.key for batch in batches for view in batch.views}
     assert {seed for seed, _, _ in seen} == {5} and {view for _, view, _ in seen} == {0, 1}
     shown: dict[Any, Tensor] = {}
     for batch in batches:
-        for key, image in zip(batch.keys, batch.images_N3HW, strict=True):
-            assert torch.equal(shown.setdefault(key, image), image)
+        for view, image in zip(batch.views, batch.images_N3HW, strict=True):
+            assert torch.equal(shown.setdefault(view.key, image), image)
 
 
 def test_a_batch_of_more_than_all_images_shows_several_views_of_each(data) -> None:
     (batch,) = batches_of(data, 15, 1, ViewSet(count=2, seed=5))
-    assert {key[1] for key in batch.keys} == {0, 1} and max(key[2] for key in batch.keys) < IMAGES
+    assert {view.key[1] for view in batch.views} == {0, 1} and max(view.key[2] for view in batch.views) < IMAGES
 
 
 def test_fresh_views_are_those_of_a_set_that_is_never_gone_through(data) -> None:
