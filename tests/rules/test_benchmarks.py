@@ -50,7 +50,13 @@ def test_the_presets_are_what_the_comparison_chose(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("camvid_losses", camvid_losses), ("losses", loss_costs), ("queue", queue_costs), ("service", service_costs)],
+    [
+        ("camvid_losses", camvid_losses),
+        ("camvid_views", camvid_views),
+        ("losses", loss_costs),
+        ("queue", queue_costs),
+        ("service", service_costs),
+    ],
 )
 def test_the_committed_table_is_that_of_the_committed_figures(name: str, module: object) -> None:
     figures = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -135,3 +141,11 @@ def test_longer_sweeps_cost_what_their_parts_come_to() -> None:
     for epochs in (1, 10, 100):
         expected = (sweep.STUDENTS * (6 + 10 * epochs) + 16) / (sweep.STUDENTS * (4 + 10 * epochs))
         assert sweep.longer(taught, alone, epochs) == pytest.approx(expected, abs=1e-4)
+
+
+def test_students_from_image_signals_are_as_good_as_with_the_teacher_in_the_loop_over_all_seeds() -> None:
+    found = json.loads((camvid_views.RESULTS / "camvid_views.json").read_text())
+    rows = {row["kind"]: row for row in found["table"]}
+    assert tuple(rows) == camvid_views.ORDER
+    assert all(row["seeds"] == found["seeds"] == [0, 1, 2] for row in rows.values())
+    assert rows["image"]["within_one_deviation_of_fresh"] and not rows["none"]["within_one_deviation_of_fresh"]
