@@ -57,6 +57,26 @@ class _Energy(torch.autograd.Function):
         return (feature_NCHW * (2 * gradient_N1HW)).to(feature_NCHW.dtype)
 
 
+def gram(q: Tensor) -> Tensor:
+    """Inner products of the rows of N x K x P: N x K x K."""
+    found: Tensor = _Gram.apply(q)
+    return found
+
+
+class _Gram(torch.autograd.Function):
+    """`q @ q.T` whose backward pass is one product, not two and a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor) -> Tensor:
+        ctx.save_for_backward(q)
+        return q @ q.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (q,) = ctx.saved_tensors
+        return (gradient + gradient.transpose(1, 2)) @ q
+
+
 def grid_of(x: Tensor) -> Grid:
     """Height and width."""
     return x.shape[-2], x.shape[-1]
@@ -88,10 +108,16 @@ def valid_on(valid_NHW: Tensor | None, like: Tensor) -> Tensor:
         return torch.ones(like.shape[0], *grid, dtype=torch.bool, device=like.device)
     if grid_of(valid_NHW) == grid:
         return valid_NHW
-    shares = valid_NHW.unsqueeze(1).float()
-    if grid[0] <= valid_NHW.shape[1] and grid[1] <= valid_NHW.shape[2]:  # torch's kernel, for nothing flows back here
-        return F.adaptive_avg_pool2d(shares, grid).squeeze(1) >= 0.5
-    return resize(shares, grid).squeeze(1) >= 0.5
+    (rows, more_rows), (columns, more_columns) = map(divmod, grid_of(valid_NHW), grid)
+    if more_rows or more_columns or not 0 < rows * columns < 256:
+        return resize(valid_NHW.unsqueeze(1).float(), grid).squeeze(1) >= 0.5
+    # Cells of whole pixels are counted in bytes, in a fifth of the time.
+    pixels = valid_NHW.view(torch.uint8)
+    found = sum(pixels[:, row::rows] for row in range(rows))
+    assert isinstance(found, Tensor)
+    found = sum(found[:, :, column::columns] for column in range(columns))
+    assert isinstance(found, Tensor)
+    return found >= (rows * columns + 1) // 2
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

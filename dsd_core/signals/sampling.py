@@ -23,7 +23,20 @@ def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size]
         found = (sample([m], [v], [s], grid, ids=ids) for m, v, s in zip(maps, views, images, strict=True))
         return torch.cat(list(found))
     stacked_NCHW = torch.stack(list(maps))
-    rows, columns = (_positions(views, images, axis, grid[axis], int(stacked_NCHW.shape[axis + 2])) for axis in (0, 1))
+    spans = np.array([(_spans(view, 0), _spans(view, 1)) for view in views], dtype=np.float64)
+    mirrored = np.array([[view.flipped] for view in views])
+    sides = np.array(images, dtype=np.float64)
+    rows, columns = (
+        _positions(
+            spans[:, axis],
+            mirrored & (axis == 1),
+            views[0].crop[axis] / grid[axis],
+            grid[axis],
+            stacked_NCHW.shape[axis + 2] / sides[:, axis : axis + 1],
+            int(stacked_NCHW.shape[axis + 2]),
+        )
+        for axis in (0, 1)
+    )
     if ids:
         return _nearest(stacked_NCHW, rows[0], columns[0])
     down, across = (
@@ -38,23 +51,23 @@ def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size]
     return seen.reshape(count, grid[0], channels, grid[1]).transpose(1, 2)
 
 
+def _spans(view: View, axis: int) -> tuple[int, int, int, int]:
+    """Where the part of the image that is seen begins and ends, and where it does in the crop."""
+    inside, placed = view.inside[axis], view.placed[axis]
+    return inside.start, inside.stop, placed.start, placed.stop
+
+
 def _positions(
-    views: Sequence[View], images: Sequence[Size], axis: int, cells: int, length: int
+    spans: np.ndarray, mirrored: np.ndarray, cell: float, cells: int, per_pixel: np.ndarray, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the centres of the cells lie along an axis of maps of `length`, N x cells, in cells of the map from its
-    first centre; and how far they lie apart, N x 1."""
-    inside, placed = ([getattr(view, name)[axis] for view in views] for name in ("inside", "placed"))
-    flipped = np.array([[view.flipped and axis == 1] for view in views])
-    crop = np.array([[view.crop[axis]] for view in views], dtype=np.float64)
-    start, stop, first, last = (
-        np.array([[getattr(span, end)] for span in spans], dtype=np.float64)
-        for spans, end in ((inside, "start"), (inside, "stop"), (placed, "start"), (placed, "stop"))
-    )
+    first centre; and how far they lie apart, N x 1. `cell` has so many pixels of the crop, and a pixel of the image
+    `per_pixel` of the map's cells."""
+    start, stop, first, last = (spans[:, place : place + 1] for place in range(4))
     ratio = (stop - start) / (last - first)
-    along = ((np.arange(cells) + 0.5) * crop / cells - first) * ratio
-    pixels = np.where(flipped, stop - along, start + along)
-    per_pixel = length / np.array([[image[axis]] for image in images], dtype=np.float64)
-    return np.clip(pixels * per_pixel - 0.5, 0, length - 1), crop / cells * ratio * per_pixel
+    along = ((np.arange(cells) + 0.5) * cell - first) * ratio
+    pixels = np.where(mirrored, stop - along, start + along)
+    return np.clip(pixels * per_pixel - 0.5, 0, length - 1), cell * ratio * per_pixel
 
 
 def _weights(positions: np.ndarray, apart: np.ndarray, length: int) -> np.ndarray:

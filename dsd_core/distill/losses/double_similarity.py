@@ -197,14 +197,11 @@ def category_correlation(
     scores = logits.flatten(2) if tau == 1 else logits.flatten(2) / tau
     if valid is None:
         q = scores.softmax(dim=1 if softmax == "category" else 2)
-        matrix = q @ q.transpose(1, 2)
-    elif softmax == "category":
-        q = scores.softmax(dim=1)
-        matrix = (q * ops.valid_on(valid, logits).flatten(1).unsqueeze(1)) @ q.transpose(1, 2)
     else:
         counts = ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
-        q = ops.log_softmax_over(scores, counts).exp().where(counts, 0)
-        matrix = q @ q.transpose(1, 2)
+        shares = scores.softmax(dim=1) if softmax == "category" else ops.log_softmax_over(scores, counts).exp()
+        q = shares * counts
+    matrix = ops.gram(q)
     if not normalize:
         return matrix
     # <n(q_i), n(q_j)> from <q_i, q_j>: K x K numbers to divide, and not K x H x W.
