@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -121,11 +121,9 @@ def map_similarity(
     """PSD from energy maps N1HW of one grid, of which a positive factor an image and layer makes no difference."""
     if len(maps_S) != len(maps_T) or len(maps_S) < 2:
         raise ValueError(f"PSD needs the same number of maps, at least two; got {len(maps_S)} and {len(maps_T)}.")
-    residual_S = residual_attention(maps_S, pairs, valid)
     with torch.no_grad():
         residual_T = residual_attention(maps_T, pairs, valid)
-    squared = torch.stack([(s - t).square().sum(dim=1) for s, t in zip(residual_S, residual_T, strict=True)])
-    loss = squared.mean()
+    loss = (residual_attention(maps_S, pairs, valid) - residual_T).square().sum(dim=2).mean()
     return loss / math.prod(ops.grid_of(maps_S[0])) if reduction == "mean" else loss
 
 
@@ -134,15 +132,17 @@ def energy_maps(features: Sequence[Tensor], grid: tuple[int, int]) -> list[Tenso
     return [ops.resize(ops.energy(feature), grid) for feature in features]
 
 
-def residual_attention(maps: Sequence[Tensor], pairs: Pairs = "adjacent", valid: Tensor | None = None) -> list[Tensor]:
-    """Residual attention maps `n(a_m - a_l)` of each pair of layers l < m, from energy maps N1HW of one grid; each N x
-    (H*W) with unit norm per image."""
+def residual_attention(maps: Sequence[Tensor], pairs: Pairs = "adjacent", valid: Tensor | None = None) -> Tensor:
+    """Residual attention maps `n(a_m - a_l)` of each pair of layers l < m, from energy maps N1HW of one grid: N x pairs
+    x (H*W), each with unit norm."""
+    energies_NLHW = torch.cat(list(maps), dim=1)
     if valid is not None:
-        counts = ops.valid_on(valid, maps[0]).unsqueeze(1)
-        maps = [attention.where(counts, 0) for attention in maps]
-    units = [ops.normalize(attention.flatten(1)) for attention in maps]
-    chosen = pairwise(units) if pairs == "adjacent" else combinations(units, 2)
-    return [ops.normalize(deep - shallow) for shallow, deep in chosen]
+        energies_NLHW = energies_NLHW.where(ops.valid_on(valid, energies_NLHW).unsqueeze(1), 0)
+    units = ops.normalize(energies_NLHW.flatten(2))
+    if pairs == "adjacent":
+        return ops.normalize(units[:, 1:] - units[:, :-1])
+    shallow, deep = zip(*combinations(range(len(maps)), 2), strict=True)
+    return ops.normalize(units[:, deep] - units[:, shallow])
 
 
 def category_similarity(
