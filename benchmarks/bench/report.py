@@ -9,11 +9,14 @@ from typing import Any
 from benchmarks import service
 from benchmarks.bench.measure import in_words
 
-PARTS = ("step", "peer", "sweep", "peak", "loader", "growth", "losses", "service")
+PARTS = ("step", "espnet", "peer", "sweep", "peak", "loader", "growth", "losses", "service")
 GOALS = {
     "warm_store_over_plain": ("step with a warm store / without a teacher", "at most 1.05"),
     "first_pass_over_teacher_in_loop": ("step that fills the store / with the teacher in the loop", "at most 1.02"),
     "teacher_in_loop_over_plain": ("step with the teacher in the loop / without a teacher", ""),
+    "espnet_warm_store_over_plain": ("the same with ESPNet as the student", "at most 1.05"),
+    "espnet_first_pass_over_teacher_in_loop": ("the same with ESPNet as the student", "at most 1.02"),
+    "espnet_teacher_in_loop_over_plain": ("the same with ESPNet as the student", ""),
     "torchdistill_over_ours": ("step of torchdistill / ours, teacher in the loop", "at least 1.5"),
     "dsd_share_of_step": ("share of DSD in a step with a warm store", ""),
     "sweep8_over_plain": ("8 students from one teacher / 8 without", "at most 1.1"),
@@ -88,13 +91,15 @@ def _table(title: str, part: Part, head: str, rows: list[str]) -> list[str]:
 
 
 def _steps(parts: Mapping[str, Part]) -> list[str]:
-    if (part := parts.get("step")) is None:
-        return []
-    rows = [
-        f"| {what} | {_cell(part['steps'][name], 1)} | {part['steps'][name]['peak_mib']} |"
-        for name, what in STEPS.items()
-    ]
-    return _table("A step", part, "the student learns with | CPU ms | peak MiB", rows)
+    lines: list[str] = []
+    for key, title in (("step", "A step"), ("espnet", "A step of ESPNet")):
+        if (part := parts.get(key)) is not None:
+            rows = [
+                f"| {what} | {_cell(part['steps'][name], 1)} | {part['steps'][name]['peak_mib']} |"
+                for name, what in STEPS.items()
+            ]
+            lines += _table(title, part, "the student learns with | CPU ms | peak MiB", rows)
+    return lines
 
 
 def _phases(parts: Mapping[str, Part]) -> list[str]:

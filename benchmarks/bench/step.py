@@ -14,6 +14,7 @@ from benchmarks.bench.measure import Spent, figure, per_step, ratio
 from benchmarks.bench.setting import WORDS, distilling, plain
 from benchmarks.bench.training import training
 from benchmarks.bench.turns import Side, in_turn
+from benchmarks.pieces import STUDENT
 from dsd_core.signals.store import Store
 
 KIND = "image"
@@ -21,8 +22,14 @@ STEPS = 44  # of an epoch of CamVid, without the first, which builds the student
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    data, teacher = arguments.data, arguments.teacher
-    kept, store = distilling(data, teacher, KIND), folder / "store"
+    found = compare(arguments, folder, STUDENT, STEPS)
+    return {"setting": f"{WORDS}; signals: {KIND}; {STEPS} steps a round, with loading and logging", **found}
+
+
+def compare(arguments: argparse.Namespace, folder: Path, student: Any, steps: int) -> dict[str, Any]:
+    """The steps of one student in all four ways."""
+    data, teacher, network = arguments.data, arguments.teacher, {"student": {"network": student}}
+    kept, store = distilling(data, teacher, KIND, **network), folder / "store"
     fill(kept, folder / "fill", store)
     with ExitStack() as held:
 
@@ -33,19 +40,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         lasting = {
             "warm": start("warm", kept, store),
-            "loop": start("loop", distilling(data, teacher, "off")),
-            "plain": start("plain", plain(data)),
+            "loop": start("loop", distilling(data, teacher, "off", **network)),
+            "plain": start("plain", plain(data, **network)),
         }
         spent: dict[str, list[Spent]] = {name: [] for name in (*lasting, "first")}
         for number in range(arguments.rounds):
             with training(kept, folder / f"first-{number}", folder / f"store-{number}") as first:
                 first.work()
-                for name, taken in in_turn(lasting | {"first": first}, STEPS).items():
+                for name, taken in in_turn(lasting | {"first": first}, steps).items():
                     spent[name].append(taken)
                 peaks = {name: side.peak_mib for name, side in (lasting | {"first": first}).items()}
     share = [1 - plain.cpu / warm.cpu for warm, plain in zip(spent["warm"], spent["plain"], strict=True)]
     return {
-        "setting": f"{WORDS}; signals: {KIND}; {STEPS} steps a round, with loading and logging",
         "figures": {
             "warm_store_over_plain": ratio(spent["warm"], spent["plain"]),
             "first_pass_over_teacher_in_loop": ratio(spent["first"], spent["loop"]),
@@ -54,7 +60,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 share, of="CPU seconds", meaning="1 - step without a teacher / with warm store"
             ),
         },
-        "steps": {name: {**per_step(taken, STEPS), "peak_mib": round(peaks[name])} for name, taken in spent.items()},
+        "steps": {name: {**per_step(taken, steps), "peak_mib": round(peaks[name])} for name, taken in spent.items()},
         "stored_bytes": sum(entry.bytes for entry in Store(store).entries()),
     }
 
