@@ -196,18 +196,20 @@ class Recall:
 
     def _values(self, records: list[Loaded], numbers: list[int], batch: Batch) -> dict[Signal, Values]:
         several = {signal: zip(*(record[signal] for record in records), strict=True) for signal in self.plan.kept}
-        to_device = partial(Tensor.to, device=self.device, non_blocking=True)
         if self.plan.kind == "view":
             return {
-                signal: tuple(_widened(signal, to_device(torch.stack(rows))) for rows in tensors)
-                for signal, tensors in several.items()
+                signal: tuple(self._stacked(signal, rows) for rows in tensors) for signal, tensors in several.items()
             }
         images = [self.dataset.size_of(index) for index in batch.indices]
         scales = [self.plan.scales[number % self.plan.looks] for number in numbers]
         return {
-            signal: self._sampled(signal, [list(map(to_device, rows)) for rows in tensors], scales, batch.views, images)
+            signal: self._sampled(signal, [list(rows) for rows in tensors], scales, batch.views, images)
             for signal, tensors in several.items()
         }
+
+    def _stacked(self, signal: Signal, rows: Sequence[Tensor]) -> Tensor:
+        tensor = torch.stack(list(rows)).to(self.device, non_blocking=True)
+        return tensor if signal.kept == "ids" else tensor.float()
 
     def _sampled(
         self,
@@ -219,11 +221,12 @@ class Recall:
     ) -> Values:
         """The maps of a signal, each a list over the views, sampled; those of one size, as of layers, at once."""
         found: list[Tensor] = []
-        for shape, several in groupby(tensors, lambda maps: tuple(maps[0].shape)):
+        for (shape, *_), several in groupby(tensors, lambda maps: [tuple(found.shape) for found in maps]):
             group = list(several)
             maps = group[0] if len(group) == 1 else [torch.cat(of_view) for of_view in zip(*group, strict=True)]
             grid = signal.grid(views[0].crop, (shape[1], shape[2]), scaled_size(images[0], scales[0]))
-            found += sample(maps, views, images, grid, ids=signal.kept == "ids").split(shape[0], dim=1)
+            seen = sample(maps, views, images, grid, ids=signal.kept == "ids", device=self.device)
+            found += seen.split(shape[0], dim=1)
         return tuple(found)
 
 
@@ -245,7 +248,3 @@ def scaled_size(size: Size, scale: float) -> Size:
 def _apart(one: float, other: float) -> float:
     """The ratio of the larger to the smaller."""
     return one / other if one > other else other / one
-
-
-def _widened(signal: Signal, tensor: Tensor) -> Tensor:
-    return tensor if signal.kept == "ids" else tensor.float()

@@ -13,16 +13,25 @@ from dsd_core.data.views import View
 Size = tuple[int, int]
 
 
-def sample(maps: Sequence[Tensor], views: Sequence[View], images: Sequence[Size], grid: Size, *, ids: bool) -> Tensor:
-    """Maps CHW of whole images to N x C x grid, one a view of an image of the size (height, width) in `images`.
+def sample(
+    maps: Sequence[Tensor],
+    views: Sequence[View],
+    images: Sequence[Size],
+    grid: Size,
+    *,
+    ids: bool,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Maps CHW of whole images to N x C x grid on the device, one a view of an image of the size (height, width) in
+    `images`.
 
     Values are read at the centres of the view's cells: bilinear, averaged where cells of the map are smaller than the
     view's, and of `ids` the nearest. Beyond the image the border is repeated.
     """
     if len({tuple(map_CHW.shape) for map_CHW in maps}) > 1:
-        found = (sample([m], [v], [s], grid, ids=ids) for m, v, s in zip(maps, views, images, strict=True))
-        return torch.cat(list(found))
-    stacked_NCHW = torch.stack(list(maps))
+        each = zip(maps, views, images, strict=True)
+        return torch.cat([sample([m], [v], [s], grid, ids=ids, device=device) for m, v, s in each])
+    stacked_NCHW = torch.stack(list(maps)).to(device, non_blocking=True)
     spans = np.array([(_spans(view, 0), _spans(view, 1)) for view in views], dtype=np.float64)
     mirrored = np.array([[view.flipped] for view in views])
     sides = np.array(images, dtype=np.float64)
