@@ -455,7 +455,7 @@ def run(
     overrides: Overrides = None,
     teacher: Annotated[Path | None, typer.Option(help="The teacher's weights, in place of the job file's.")] = None,
     student: Annotated[Path | None, typer.Option(help="The weights of the student to evaluate or export.")] = None,
-    signals: Annotated[
+    store: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Keeps the teacher's signals for further runs that name it. [OUT/signals]"),
     ] = None,
@@ -467,7 +467,7 @@ def run(
     trains = parse_spec(spec).trains
     folder = out or Path("runs") / str(spec.get("name", "job"))
     view = JobView(_console(as_json), f"{spec.get('name', 'job')}  in {folder}")
-    code = local.run(spec, folder, view, {"teacher": teacher, "student": student, "signals": signals})
+    code = local.run(spec, folder, view, {"teacher": teacher, "student": student, "store": store})
     if code == local.INTERRUPTED:
         saved = "The checkpoint is saved. Go on with" if trains else "Stopped. Start again with"
         print(f"{saved}: dsd run {file} --out {folder}", file=sys.stderr)

@@ -59,7 +59,7 @@ def run(spec: Json, out: Path, view: JobView, paths: dict[str, Path | None]) -> 
     """Do a job in a child process and show its events. Its exit code: 75 after a Ctrl-C, with the checkpoint saved.
 
     `paths`: weights of `teacher` or `student` that stand in for the spec's, such as a registered model's that was
-    downloaded, and a folder of `signals` that further runs share.
+    downloaded, and a folder as `store` of signals, which further runs share.
     """
     out.mkdir(parents=True, exist_ok=True)
     job_file = out / "spec.json"

@@ -38,7 +38,7 @@ Network = Annotated[
 PreprocessName = Annotated[str | None, typer.Option("--preprocess", help="a name, or a .json file")]
 SizeText = Annotated[str | None, typer.Option("--size", help="HEIGHTxWIDTH every image is resized to")]
 SignalsFolder = Annotated[
-    Path, typer.Option("--folder", exists=True, file_okay=False, help="a run's signals folder, or what --signals named")
+    Path, typer.Option("--folder", exists=True, file_okay=False, help="a run's signals folder, or what --store named")
 ]
 SignalsKey = Annotated[str | None, typer.Option("--key", help="one entry, by its key or how that begins")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default all cores")]
@@ -60,13 +60,13 @@ def run(
         Path | None, typer.Option(help="weights file of the student to evaluate or export, in place of the spec's")
     ] = None,
     fence: Annotated[int, typer.Option(min=0, help="number of this attempt, in the names of its checkpoints")] = 0,
-    signals: Annotated[
+    store: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="keeps the teacher's signals for further runs, which may share it; default OUT/signals"
         ),
     ] = None,
-    signals_bytes: Annotated[
+    store_bytes: Annotated[
         int | None, typer.Option(parser=_bytes, metavar="N", help="the most it may hold, as 20GB; default 20GiB")
     ] = None,
 ) -> None:
@@ -74,8 +74,8 @@ def run(
     from dsd_core.attempt import run_attempt
     from dsd_core.signals.store import DEFAULT_BYTES, Store
 
-    store = Store(signals or out / "signals", DEFAULT_BYTES if signals_bytes is None else signals_bytes)
-    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence, store=store)
+    kept = Store(store or out / "signals", DEFAULT_BYTES if store_bytes is None else store_bytes)
+    run_attempt(job, out, teacher_weights=teacher, student_weights=student, fence=fence, store=kept)
 
 
 @app.command()

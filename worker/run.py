@@ -210,7 +210,7 @@ def _start(run: Run) -> launch.Child | None:
 
 def _signals(settings: Settings) -> list[str]:
     """Where the child keeps what teachers say, and how much of it."""
-    return ["--signals", str(settings.signals_dir), "--signals-bytes", str(int(settings.signals_bytes))]
+    return ["--store", str(settings.signals_dir), "--store-bytes", str(int(settings.signals_bytes))]
 
 
 def _find_place(run: Run) -> None:

@@ -53,7 +53,7 @@ def plan_of(spec: JobSpec) -> Plan | None:
         return None
     whole = [loss.term for loss in taught if loss.signals() is None]
     if spec.signals == "auto":
-        if whole or visits(spec) <= len(spec.scales):
+        if whole or spec.train.epochs <= len(spec.scales):  # whatever the seeds: each trains as it would alone
             return None
     elif whole:
         raise whole_features_needed(spec.signals, whole)

@@ -81,7 +81,7 @@ def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
     uses = []
     for seed, folder, limit in ((1, "kept", "1GB"), (2, "kept", "1GB"), (3, "small", "1KB")):
         job, out = write(small_spec(teacher, train__seed=seed, train__epochs=2), tmp_path), tmp_path / str(seed)
-        assert run("run", job, "--out", out, "--signals", tmp_path / folder, "--signals-bytes", limit).returncode == 0
+        assert run("run", job, "--out", out, "--store", tmp_path / folder, "--store-bytes", limit).returncode == 0
         assert not (out / "signals").exists()
         uses.append(json.loads((out / "result.json").read_text())["signals"])
     first, second, third = uses
@@ -95,12 +95,12 @@ def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
 def test_a_run_that_is_killed_while_it_keeps_signals_ends_as_one_that_found_them_all(tmp_path):
     job = write(small_spec(save_teacher(tmp_path), train__epochs=2), tmp_path)
     broken, warm = tmp_path / "broken", tmp_path / "warm"
-    command = dsd_core("run", job, "--out", broken, "--signals", tmp_path / "kept")
+    command = dsd_core("run", job, "--out", broken, "--store", tmp_path / "kept")
     killed = subprocess.run(command, env=os.environ | {"DSD_FAULT": "signals.after_data@50:kill"}, timeout=200)
     assert killed.returncode == -signal.SIGKILL
     assert [held.filled for held in Store(tmp_path / "kept").entries()] == [49]
     for out in (broken, warm):
-        assert run("run", job, "--out", out, "--signals", tmp_path / "kept").returncode == 0
+        assert run("run", job, "--out", out, "--store", tmp_path / "kept").returncode == 0
     uses = [json.loads((out / "result.json").read_text())["signals"] for out in (broken, warm)]
     assert [use["teacher_passes"] for use in uses] == [uses[0]["records"] - 49, 0]
     weights = [(out / "student" / "model.safetensors").read_bytes() for out in (broken, warm)]

@@ -66,7 +66,7 @@ def test_the_training_process_keeps_teachers_signals_where_the_settings_say(
     in_background(job, signals_bytes=5_000_000)
     until(lambda: service.has_noted(job, "hanging"))
     command = " ".join(psutil.Process(service.pids(job)[0]).cmdline())
-    assert f"--signals {service.settings.storage_dir}/signals --signals-bytes 5000000" in command
+    assert f"--store {service.settings.storage_dir}/signals --store-bytes 5000000" in command
 
 
 def test_a_cancel_reaches_the_training_process(service: Service, in_background: Start) -> None:

@@ -46,7 +46,7 @@ def test_every_kind_of_signal_comes_back_in_half_precision_or_as_ids() -> None:
 
 def test_energies_beyond_half_precision_keep_their_pattern() -> None:
     energies = [torch.tensor([[[1e9, 2e9]]]), torch.zeros(1, 1, 2)]
-    (found,) = decode(encode({Energy("taps", 8): energies}), [Energy("taps", 8)], K).values()
+    (found,) = decode(encode({Energy("taps", 8): energies}), (Energy("taps", 8),), K).values()
     assert found[0].tolist() == [[[0.5, 1.0]]] and found[1].tolist() == [[[0.0, 0.0]]]
 
 
