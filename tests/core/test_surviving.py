@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from dsd_core.pulse import Pulse
 from dsd_core.run import Run
 from dsd_core.spec import JobSpec
 from dsd_core.train import fit, train
-from tests.builders import tiny_camvid
+from tests.builders import files_up_to, tiny_camvid
 from tests.core.small import small_spec
 
 STEPS = 6  # of each leg
@@ -72,17 +70,6 @@ def interrupted(spec: JobSpec, out: Path, total_step: int) -> None:
     witness = Witness()
     with pytest.raises(Interrupted):
         train(spec, out, witness, stop=partial(witness.after, total_step))
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """In this process no file can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------

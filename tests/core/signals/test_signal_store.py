@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import resource
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from dsd_core.fault_points import VARIABLE
 from dsd_core.signals import store as module
 from dsd_core.signals.locks import LOCKS, Locks, OpenFileLocks, ProcessLocks
 from dsd_core.signals.store import Store
+from tests.builders import files_up_to
 from tests.conftest import ROOT
 from tests.core.signals.records import KEY, SIZES, content, fill, found
 
@@ -466,17 +466,6 @@ def test_verifying_leaves_alone_what_is_being_filled(whole, tmp_path):
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """In this process no file can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_is_full_is_found_when_the_entry_is_made_and_nothing_is_left_of_it(tmp_path):
