@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -28,14 +29,30 @@ student alone."""
 
 
 @dataclass(frozen=True)
+class Feature:
+    """What a tapped module returned for a batch, NCHW; rows and columns beyond `grid` saw only padding."""
+
+    whole: Tensor
+    grid: tuple[int, int]
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """What saw the image."""
+        return ops.first(self.whole, self.grid)
+
+    @property
+    def energy(self) -> Tensor:
+        """Its energy map N1HW. Its gradient is one pass over the feature."""
+        return ops.energy(self.whole, self.grid)
+
+
+@dataclass(frozen=True)
 class Outlook:
     """What one network made of a batch: logits at the size of the images (None where nobody asked for them), the
     features of each kind of layers, and signals that were kept."""
 
     logits_NKHW: Tensor | None
-    features: dict[str, list[Tensor]] = field(default_factory=dict)
-    padded: dict[str, list[Tensor]] = field(default_factory=dict)
-    """The features with what they have beyond the image."""
+    features: Mapping[str, Sequence[Feature]] = field(default_factory=dict)
     kept: Mapping[Signal, Values] = field(default_factory=dict)
 
     @property
@@ -44,12 +61,13 @@ class Outlook:
         assert self.logits_NKHW is not None
         return self.logits_NKHW
 
+    def inside(self, layers: str) -> list[Tensor]:
+        """The features NCHW of a kind of layers, shallow to deep."""
+        return [feature.inside for feature in self.features.get(layers, ())]
+
     def energies(self, layers: str) -> list[Tensor]:
-        """Energy maps N1HW of a kind of layers. One channel is cut to the image, not all of the feature's, and its
-        gradient is one pass over the feature."""
-        features = self.features[layers]
-        maps = map(ops.energy, self.padded.get(layers, features))
-        return [found[..., : x.shape[-2], : x.shape[-1]] for found, x in zip(maps, features, strict=True)]
+        """Their energy maps N1HW."""
+        return [feature.energy for feature in self.features[layers]]
 
     def tell(self, signal: Signal, size: tuple[int, int], valid_on: ValidOn) -> Values:
         """A signal's value for a batch of this (height, width); kept ones are not computed anew."""
@@ -218,7 +236,7 @@ class LogitLoss(LossSpec):
 
     def student_logits(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Logits of the student, and the positions that count, on the loss's grid."""
-        student = seen.student.logits if self.logits_at == "image" else seen.student.features["logits"][0]
+        student = seen.student.logits if self.logits_at == "image" else seen.student.inside("logits")[0]
         if self.stride is not None and self.stride > 1:
             student = ops.resize(ops.widen(student), grid_at(seen.size, self.stride))
         return student, seen.valid_on(student)
@@ -236,8 +254,8 @@ class FeatureLoss(LossSpec):
     def mean_over_pairs(self, seen: Seen, term: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Mean of `term(student, teacher)` over the pairs of features; the student's are projected where the loss has
         a projection."""
-        features = seen.student.features[self.on]
+        features = seen.student.inside(self.on)
         if seen.module is not None:
             features = [project(x) for project, x in zip(seen.module.children(), features, strict=True)]
-        pairs = zip(features, seen.taught.features[self.on], strict=True)
+        pairs = zip(features, seen.taught.inside(self.on), strict=True)
         return torch.stack([term(student, teacher) for student, teacher in pairs]).mean()

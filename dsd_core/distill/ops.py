@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,12 +26,52 @@ def widen(x: Tensor) -> Tensor:
 
 def normalize(v: Tensor) -> Tensor:
     """`v / max(||v||_2, eps)` over the last dimension."""
-    return F.normalize(v, dim=-1, eps=EPS)
+    found: Tensor = _Normalize.apply(v)
+    return found
 
 
-def energy(feature_NCHW: Tensor) -> Tensor:
-    """Attention of each position: the sum over channels of squares, NCHW to N1HW, in float32 (or 64)."""
-    found: Tensor = _Energy.apply(feature_NCHW)
+class _Normalize(torch.autograd.Function):
+    """One node of the graph in the place of five."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        norms = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        found = v / norms.clamp_min(EPS)
+        ctx.save_for_backward(found, norms)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        found, norms = ctx.saved_tensors
+        # What was divided by eps and not by its norm does not turn with it.
+        turning = (gradient * found).sum(dim=-1, keepdim=True) * (norms > EPS)
+        return (gradient - found * turning) / norms.clamp_min(EPS)
+
+
+def first(feature_NCHW: Tensor, grid: Grid) -> Tensor:
+    """The first rows and columns of a feature. The gradient lies in memory as the feature does: torch's own would not,
+    and a network's backward pass would take twice the time from there on."""
+    found: Tensor = _First.apply(feature_NCHW, *grid)
+    return found
+
+
+class _First(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feature_NCHW: Tensor, rows: int, columns: int) -> Tensor:
+        ctx.like = torch.empty_like(feature_NCHW, device="meta")
+        return feature_NCHW[..., :rows, :columns]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        whole = torch.empty_like(ctx.like, device=gradient.device)
+        _cleared_beyond(whole, grid_of(gradient)).copy_(gradient)
+        return whole, None, None
+
+
+def energy(feature_NCHW: Tensor, grid: Grid | None = None) -> Tensor:
+    """Attention of each position: the sum over channels of squares, NCHW to N1HW, in float32 (or 64). With `grid`, of
+    the first rows and columns."""
+    found: Tensor = _Energy.apply(feature_NCHW, *(grid or grid_of(feature_NCHW)))
     return found
 
 
@@ -43,38 +82,87 @@ class _Energy(torch.autograd.Function):
     """Channels squared at a time where they are not neighbours in memory: few enough to stay in a core's cache."""
 
     @staticmethod
-    def forward(ctx: Any, feature_NCHW: Tensor) -> Tensor:
+    def forward(ctx: Any, feature_NCHW: Tensor, rows: int, columns: int) -> Tensor:
         ctx.save_for_backward(feature_NCHW)
-        if feature_NCHW.stride(1) == 1:
-            wide = torch.float64 if feature_NCHW.dtype == torch.float64 else torch.float32
-            return torch.linalg.vector_norm(feature_NCHW, dim=1, keepdim=True, dtype=wide).square()
-        parts = feature_NCHW.split(_Energy.CHANNELS, dim=1)
+        inside = feature_NCHW[..., :rows, :columns]
+        if inside.stride(1) == 1:
+            wide = torch.float64 if inside.dtype == torch.float64 else torch.float32
+            return torch.linalg.vector_norm(inside, dim=1, keepdim=True, dtype=wide).square_()
+        parts = inside.split(_Energy.CHANNELS, dim=1)
         return torch.stack([widen(part).square().sum(dim=1, keepdim=True) for part in parts]).sum(dim=0)
 
     @staticmethod
-    def backward(ctx: Any, gradient_N1HW: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient_N1HW: Tensor) -> tuple[Tensor, None, None]:
         (feature_NCHW,) = ctx.saved_tensors
-        return (feature_NCHW * (2 * gradient_N1HW)).to(feature_NCHW.dtype)
+        whole = torch.empty_like(feature_NCHW)
+        rows, columns = grid = grid_of(gradient_N1HW)
+        torch.mul(feature_NCHW[..., :rows, :columns], 2 * gradient_N1HW, out=_cleared_beyond(whole, grid))
+        return whole, None, None
 
 
-def gram(q: Tensor) -> Tensor:
-    """Inner products of the rows of N x K x P: N x K x K."""
-    found: Tensor = _Gram.apply(q)
+def _cleared_beyond(whole: Tensor, grid: Grid) -> Tensor:
+    """The first rows and columns of a tensor, whose others become zero."""
+    rows, columns = grid
+    if rows < whole.shape[-2]:
+        whole[..., rows:, :].zero_()
+    if columns < whole.shape[-1]:
+        whole[..., :rows, columns:].zero_()
+    return whole[..., :rows, :columns]
+
+
+def shares(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Probabilities of the K classes at each position, N x K x P; zero where the mask, bool N x 1 x P, is false."""
+    found: Tensor = _Shares.apply(scores, mask)
     return found
 
 
-class _Gram(torch.autograd.Function):
-    """`q @ q.T` whose backward pass is one product, not two and a sum."""
+class _Shares(torch.autograd.Function):
+    """A softmax whose backward pass needs no mask: where the output is zero, so is the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor) -> Tensor:
-        ctx.save_for_backward(q)
-        return q @ q.transpose(1, 2)
+    def forward(ctx: Any, scores: Tensor, mask: Tensor | None) -> Tensor:
+        found = scores.softmax(dim=1)
+        if mask is not None:
+            found.mul_(mask.to(found.dtype))
+        ctx.save_for_backward(found)
+        return found
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (q,) = ctx.saved_tensors
-        return (gradient + gradient.transpose(1, 2)) @ q
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (found,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(gradient, found, 1, found.dtype), None
+
+
+def correlation(q: Tensor, *, normalize: bool = True) -> Tensor:
+    """Inner products of the rows of N x K x P, or with `normalize` of the rows' directions: N x K x K."""
+    found: Tensor = _Correlation.apply(q, normalize)
+    return found
+
+
+class _Correlation(torch.autograd.Function):
+    """`n(q) @ n(q).T` with K x K numbers to divide, not K x P, and a backward pass of one product."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, normalize: bool) -> Tensor:
+        gram = q @ q.transpose(1, 2)
+        if not normalize:
+            ctx.save_for_backward(q)
+            return gram
+        squares = gram.diagonal(dim1=1, dim2=2)
+        inverse = squares.clamp_min(EPS**2).rsqrt().unsqueeze(2)
+        found = gram * inverse * inverse.transpose(1, 2)
+        ctx.save_for_backward(q, found, inverse)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        q, *normalised = ctx.saved_tensors
+        both = gradient + gradient.transpose(1, 2)
+        if normalised:
+            found, inverse = normalised
+            turning = (both * found).sum(dim=2, keepdim=True) * (inverse < 1 / EPS)  # as in _Normalize
+            both = (both - torch.diag_embed(turning.squeeze(2))) * inverse * inverse.transpose(1, 2)
+        return both @ q, None
 
 
 def grid_of(x: Tensor) -> Grid:
@@ -101,6 +189,9 @@ def refuse_other_channels(student: Tensor, teacher: Tensor, loss: str) -> None:
         )
 
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def valid_on(valid_NHW: Tensor | None, like: Tensor) -> Tensor:
     """bool N x H x W on the grid of `like`: a position counts where at least half of its pixels do; None: all do."""
     grid = grid_of(like)
@@ -109,15 +200,14 @@ def valid_on(valid_NHW: Tensor | None, like: Tensor) -> Tensor:
     if grid_of(valid_NHW) == grid:
         return valid_NHW
     (rows, more_rows), (columns, more_columns) = map(divmod, grid_of(valid_NHW), grid)
-    if more_rows or more_columns or not 0 < rows * columns < 256:
+    if more_rows or more_columns or columns not in _WORDS or not 0 < rows * columns < 256:
         return resize(valid_NHW.unsqueeze(1).float(), grid).squeeze(1) >= 0.5
-    # Cells of whole pixels are counted in bytes, in a fifth of the time.
-    pixels = valid_NHW.view(torch.uint8)
-    found = sum(pixels[:, row::rows] for row in range(rows))
-    assert isinstance(found, Tensor)
-    found = sum(found[:, :, column::columns] for column in range(columns))
-    assert isinstance(found, Tensor)
-    return found >= (rows * columns + 1) // 2
+    # Cells of whole pixels, in a tenth of the time: a cell's pixels in a row are the bytes of one number. Summed over
+    # the rows none of them overflows, and times 0x0101... the highest is the sum of all.
+    words = valid_NHW.contiguous().view(_WORDS[columns])
+    summed = words.unflatten(1, (grid[0], rows)).sum(dim=2, dtype=words.dtype)
+    counts = (summed * int.from_bytes(b"\1" * columns)) >> 8 * (columns - 1) & 255
+    return counts >= (rows * columns + 1) // 2
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -154,15 +244,15 @@ def resize(maps: Tensor, grid: Grid) -> Tensor:
     """
     height, width = maps.shape[-2:]
     if height != grid[0]:
-        maps = _axis_matrix(height, grid[0]).to(maps) @ maps
+        maps = _axis_matrix(height, grid[0], maps.dtype, maps.device) @ maps
     if width != grid[1]:
-        maps = maps @ _axis_matrix(width, grid[1]).to(maps).T
+        maps = maps @ _axis_matrix(width, grid[1], maps.dtype, maps.device).T
     return maps
 
 
 @lru_cache(maxsize=64)
-def _axis_matrix(size_in: int, size_out: int) -> Tensor:
-    """Weights size_out x size_in, float64, rows summing to 1."""
+def _axis_matrix(size_in: int, size_out: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Weights size_out x size_in, rows summing to 1."""
     matrix = torch.zeros(size_out, size_in, dtype=torch.float64)
     for row in range(size_out):
         if size_out < size_in:
@@ -174,7 +264,7 @@ def _axis_matrix(size_in: int, size_out: int) -> Tensor:
             high = min(low + 1, size_in - 1)
             matrix[row, low] += 1 - (at - low)
             matrix[row, high] += at - low
-    return matrix
+    return matrix.to(device, dtype)
 
 
 def projections(student_channels: Sequence[int], teacher_channels: Sequence[int]) -> nn.ModuleList:

@@ -95,7 +95,7 @@ class Logits(Signal):
         return self.at == "image"
 
     def of(self, outlook: Outlook, size: Size) -> Values:
-        logits = (outlook.logits if self.at_image else outlook.features["logits"][0]).detach()
+        logits = (outlook.logits if self.at_image else outlook.inside("logits")[0]).detach()
         return (ops.resize(ops.widen(logits), grid_at(size, self.stride)) if self.stride else logits,)
 
     def grid(self, crop: Size, size: Size, image: Size) -> Size:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dsd_core import dist
 from dsd_core.data.loader import Batch
-from dsd_core.distill.loss import AdversarialLoss, Channels, LossSpec, Outlook, Seen
+from dsd_core.distill.loss import AdversarialLoss, Channels, Feature, LossSpec, Outlook, Seen
 from dsd_core.distill.signals import Signal
 from dsd_core.distill.teaching import Names, Teaching, outlook_of, tapped
 from dsd_core.models.compiling import Compile, compiled
@@ -145,7 +145,10 @@ class DistillTask(nn.Module):
 def _as_if_seen(whole: Batch, part: Seen) -> Seen:
     """The whole batch with a student's outputs of the shapes that the part's have, and of no meaning: enough to
     count."""
-    features = {kind: [_grown(x, len(whole)) for x in found] for kind, found in part.student.features.items()}
+    features = {
+        kind: [Feature(_grown(feature.whole, len(whole)), feature.grid) for feature in several]
+        for kind, several in part.student.features.items()
+    }
     student = Outlook(_grown(part.student.logits, len(whole)), features)
     return Seen(whole.images_N3HW, whole.labels_NHW, whole.valid_NHW, student, None, part.class_weights)
 

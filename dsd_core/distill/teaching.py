@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dsd_core.distill.loss import Layers, Outlook
+from dsd_core.distill.loss import Feature, Layers, Outlook
+from dsd_core.distill.ops import Grid, grid_of
 from dsd_core.distill.signals import Signal, Values
 from dsd_core.models.frozen import Frozen
 from dsd_core.models.segmenter import Segmenter
@@ -68,41 +68,21 @@ def tapped(hooks: ExitStack, network: nn.Module, layers: Names, field: str) -> d
 
 
 def outlook_of(logits_NKHW: Tensor | None, taps: dict[str, Taps], segmenter: nn.Module, images_N3HW: Tensor) -> Outlook:
-    """What a network made of these images: the features captured, without rows and columns that saw only padding
-    beyond them, and without outputs that are no class."""
+    """What a network made of these images: the features captured, without outputs that are no class."""
     assert isinstance(segmenter, Segmenter)
     height, width = images_N3HW.shape[-2:]
-    size, padded = (height, width), segmenter.padded(height, width)
+    padded = segmenter.padded(height, width)
     whole = {kind: tap.features() for kind, tap in taps.items()}
     if "logits" in whole and whole["logits"][0].shape[1] > segmenter.classes:
         whole["logits"] = [logits[:, : segmenter.classes] for logits in whole["logits"]]
-    inside = {kind: [_inside(feature, size, padded) for feature in features] for kind, features in whole.items()}
-    return Outlook(logits_NKHW, inside, whole)
+    features = {
+        kind: [Feature(feature, _inside(grid_of(feature), (height, width), padded)) for feature in several]
+        for kind, several in whole.items()
+    }
+    return Outlook(logits_NKHW, features)
 
 
-def _inside(feature_NCHW: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    rows, columns = feature_NCHW.shape[-2:]
-    if size != padded:
-        rows, columns = (
-            max(1, round(side * image / whole))
-            for side, image, whole in zip((rows, columns), size, padded, strict=True)
-        )
-    found: Tensor = _Inside.apply(feature_NCHW, rows, columns)
-    return found
-
-
-class _Inside(torch.autograd.Function):
-    """The first rows and columns. The gradient lies in memory as the feature does: torch's own would not, and the
-    network's backward pass would take twice the time from there on."""
-
-    @staticmethod
-    def forward(ctx: Any, feature_NCHW: Tensor, rows: int, columns: int) -> Tensor:
-        ctx.like = torch.empty_like(feature_NCHW, device="meta")
-        return feature_NCHW[..., :rows, :columns]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = gradient.shape[-2:]
-        whole = torch.zeros_like(ctx.like, device=gradient.device)
-        whole[..., :rows, :columns] = gradient
-        return whole, None, None
+def _inside(grid: Grid, size: Grid, padded: Grid) -> Grid:
+    """Rows and columns that saw an image of this size, of a feature of the padded one."""
+    rows, columns = (max(1, round(side * image / whole)) for side, image, whole in zip(grid, size, padded, strict=True))
+    return rows, columns

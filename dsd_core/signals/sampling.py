@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsd_core.data.views import View
@@ -48,16 +49,11 @@ def sample(
     )
     if ids:
         return _nearest(stacked_NCHW, rows[0], columns[0])
-    down, across = (
-        torch.from_numpy(_weights(*found, int(stacked_NCHW.shape[axis + 2]))).to(stacked_NCHW.device)
-        for axis, found in enumerate((rows, columns))
-    )
-    # Rows outermost: two products of large matrices an image, and not two small ones a channel.
-    count, channels = stacked_NCHW.shape[:2]
-    by_row = stacked_NCHW.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    wide = by_row.reshape(count, -1, by_row.shape[-1]) @ across.transpose(1, 2)
-    seen = down @ wide.reshape(count, by_row.shape[1], -1)
-    return seen.reshape(count, grid[0], channels, grid[1]).transpose(1, 2)
+    # Whole lines of a map are neighbours in memory, first its columns, then its rows.
+    columns_NWCH = stacked_NCHW.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    across_NWCH = _blended(columns_NWCH, *columns)
+    down_NHCW = _blended(across_NWCH.permute(0, 3, 2, 1).contiguous(), *rows)
+    return down_NHCW.transpose(1, 2)
 
 
 def _spans(view: View, axis: int) -> tuple[int, int, int, int]:
@@ -79,12 +75,30 @@ def _positions(
     return np.clip(pixels * per_pixel - 0.5, 0, length - 1), cell * ratio * per_pixel
 
 
-def _weights(positions: np.ndarray, apart: np.ndarray, length: int) -> np.ndarray:
-    """Rows of N x cells x length that sum to 1: triangles as wide as the cells lie apart, and at least one cell of the
-    map to each side."""
-    distance = np.abs(positions[:, :, None] - np.arange(length))
-    weights = np.maximum(1 - distance / np.maximum(apart, 1.0)[:, :, None], 0)
-    return (weights / weights.sum(axis=2, keepdims=True)).astype(np.float32)
+def _blended(lines: Tensor, positions: np.ndarray, apart: np.ndarray) -> Tensor:
+    """Weighted means of the lines, N x length x ..., about positions, N x cells."""
+    count, length = lines.shape[:2]
+    which, weights = _neighbours(positions, apart, length)
+    found = F.embedding_bag(
+        torch.from_numpy(which).to(lines.device),
+        lines.reshape(count * length, -1),
+        mode="sum",
+        per_sample_weights=torch.from_numpy(weights).to(lines.device),
+    )
+    return found.reshape(count, -1, *lines.shape[2:])
+
+
+def _neighbours(positions: np.ndarray, apart: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of N x cells positions, the lines about it, counted through all N, and their weights, which sum to 1:
+    triangles as wide as the cells lie apart, and at least one line of the map to each side."""
+    reach = np.maximum(apart, 1.0)[:, :, None]
+    centres = positions[:, :, None]
+    lines = np.floor(centres - reach) + np.arange(1, np.ceil(2 * reach.max()) + 1)
+    weights = np.maximum(1 - np.abs(lines - centres) / reach, 0) * ((lines >= 0) & (lines < length))
+    weights /= weights.sum(axis=2, keepdims=True)
+    which = np.clip(lines, 0, length - 1) + length * np.arange(len(positions))[:, None, None]
+    cells = positions.size
+    return which.reshape(cells, -1).astype(np.int64), weights.reshape(cells, -1).astype(np.float32)
 
 
 def _nearest(maps_NCHW: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:

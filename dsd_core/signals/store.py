@@ -4,7 +4,7 @@
     FOLDER/KEY.signals/     an entry: all records of one key
         about.json          the records' sizes, what they are of, and a checksum of that
         data                the records, each at a multiple of 64 bytes; reserved when the entry is made
-        digests             16 bytes a record, over key, number and data; zeros: the record is absent
+        digests             XXH3 of each record, 16 bytes over key, number and data; zeros: the record is absent
         lock                byte 0: in use; byte 1 + n: record n is being filled
 
 An entry is made under another name and then renamed, so it is whole or absent. A record is written before its digest,
@@ -36,6 +36,8 @@ from itertools import accumulate, chain, groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from dsd_core.disk import Disk, storage_error
 from dsd_core.errors import StorageError
 from dsd_core.fault_points import fault_point
@@ -50,7 +52,7 @@ LEFT_FREE_BYTES = 256 << 20
 PATIENCE_S = 30.0
 POLL_S = 0.02
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".signals"
 ALIGNED = 64
 DIGEST = 16
@@ -446,8 +448,9 @@ class Entry:
         return os.pread(self._opened().digests, DIGEST, number * DIGEST).ljust(DIGEST, b"\0")
 
     def _digest(self, number: int, content: Buffer) -> bytes:
-        salt = number.to_bytes(hashlib.blake2b.SALT_SIZE, "little")
-        return hashlib.blake2b(content, digest_size=DIGEST, key=self.key.encode(), salt=salt).digest()
+        digest = xxhash.xxh3_128(self.key.encode(), seed=number)
+        digest.update(content)
+        return digest.digest()
 
     def _refuse_number(self, number: int) -> None:
         if not 0 <= number < self.records:

@@ -64,7 +64,7 @@ class CrossEntropy(LossSpec):
     def compute(self, seen: Seen) -> Tensor:
         labels = self._labels(seen)
         total = self._ce(seen.student.logits, labels, seen.class_weights)
-        for logits in seen.student.features.get("auxiliary", ()):
+        for logits in seen.student.inside("auxiliary"):
             grown = ops.resize(ops.widen(logits), ops.grid_of(labels))
             total = total + self.auxiliary * self._ce(grown, labels, seen.class_weights)
         return total

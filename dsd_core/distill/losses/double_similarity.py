@@ -123,8 +123,9 @@ def map_similarity(
         raise ValueError(f"PSD needs the same number of maps, at least two; got {len(maps_S)} and {len(maps_T)}.")
     with torch.no_grad():
         residual_T = residual_attention(maps_T, pairs, valid)
-    loss = (residual_attention(maps_S, pairs, valid) - residual_T).square().sum(dim=2).mean()
-    return loss / math.prod(ops.grid_of(maps_S[0])) if reduction == "mean" else loss
+    residual_S = residual_attention(maps_S, pairs, valid)
+    counted = residual_S.numel() if reduction == "mean" else math.prod(residual_S.shape[:2])
+    return F.mse_loss(residual_S, residual_T, reduction="sum") / counted
 
 
 def energy_maps(features: Sequence[Tensor], grid: tuple[int, int]) -> list[Tensor]:
@@ -173,9 +174,9 @@ def category_similarity(
 
 def matrix_similarity(matrix_S: Tensor, matrix_T: Tensor, present: Tensor | None = None) -> Tensor:
     """CSD from correlation matrices N x K x K."""
-    squared = (matrix_S - matrix_T).square()
     if present is None:
-        return squared.mean()
+        return F.mse_loss(matrix_S, matrix_T)
+    squared = (matrix_S - matrix_T).square()
     both = (present.unsqueeze(2) & present.unsqueeze(1)).to(squared.dtype)
     return ((squared * both).sum(dim=(1, 2)) / both.sum(dim=(1, 2)).clamp_min(1)).mean()
 
@@ -195,18 +196,14 @@ def category_correlation(
     if pool is not None:
         logits = F.avg_pool2d(logits, pool, stride=pool, ceil_mode=True)
     scores = logits.flatten(2) if tau == 1 else logits.flatten(2) / tau
-    if valid is None:
-        q = scores.softmax(dim=1 if softmax == "category" else 2)
+    counts = None if valid is None else ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
+    if softmax == "category":
+        q = ops.shares(scores, counts)
+    elif counts is None:
+        q = scores.softmax(dim=2)
     else:
-        counts = ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
-        shares = scores.softmax(dim=1) if softmax == "category" else ops.log_softmax_over(scores, counts).exp()
-        q = shares * counts
-    matrix = ops.gram(q)
-    if not normalize:
-        return matrix
-    # <n(q_i), n(q_j)> from <q_i, q_j>: K x K numbers to divide, and not K x H x W.
-    inverse = matrix.diagonal(dim1=1, dim2=2).clamp_min(ops.EPS**2).rsqrt()
-    return matrix * inverse.unsqueeze(1) * inverse.unsqueeze(2)
+        q = ops.log_softmax_over(scores, counts).exp() * counts
+    return ops.correlation(q, normalize=normalize)
 
 
 def labelled_classes(labels_NHW: Tensor, classes: int) -> Tensor:

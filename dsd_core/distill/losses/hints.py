@@ -26,7 +26,7 @@ class Hints(FeatureLoss):
         return self.mean_over_pairs(seen, partial(fitnet, valid=seen.valid_NHW))
 
     def counted(self, seen: Seen) -> Tensor:
-        return ops.valid_on(seen.valid_NHW, seen.student.features[self.on][0]).sum()
+        return ops.valid_on(seen.valid_NHW, seen.student.inside(self.on)[0]).sum()
 
 
 def fitnet(student: Tensor, teacher: Tensor, *, valid: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ class IntraClass(FeatureLoss):
         return self.mean_over_pairs(seen, partial(ifvd, labels=seen.labels_NHW, classes=classes, valid=seen.valid_NHW))
 
     def counted(self, seen: Seen) -> Tensor:
-        return ops.valid_on(seen.valid_NHW, seen.student.features[self.on][0]).sum()
+        return ops.valid_on(seen.valid_NHW, seen.student.inside(self.on)[0]).sum()
 
 
 def ifvd(
