@@ -5,11 +5,13 @@ Letters, here and in the losses: N images, C channels, K classes, H x W position
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -110,29 +112,6 @@ def _cleared_beyond(whole: Tensor, grid: Grid) -> Tensor:
     return whole[..., :rows, :columns]
 
 
-def shares(scores: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Probabilities of the K classes at each position, N x K x P; zero where the mask, bool N x 1 x P, is false."""
-    found: Tensor = _Shares.apply(scores, mask)
-    return found
-
-
-class _Shares(torch.autograd.Function):
-    """A softmax whose backward pass needs no mask: where the output is zero, so is the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, mask: Tensor | None) -> Tensor:
-        found = scores.softmax(dim=1)
-        if mask is not None:
-            found.mul_(mask.to(found.dtype))
-        ctx.save_for_backward(found)
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (found,) = ctx.saved_tensors
-        return torch.ops.aten._softmax_backward_data(gradient, found, 1, found.dtype), None
-
-
 def correlation(q: Tensor, *, normalize: bool = True) -> Tensor:
     """Inner products of the rows of N x K x P, or with `normalize` of the rows' directions: N x K x K."""
     found: Tensor = _Correlation.apply(q, normalize)
@@ -144,25 +123,75 @@ class _Correlation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, normalize: bool) -> Tensor:
-        gram = q @ q.transpose(1, 2)
-        if not normalize:
-            ctx.save_for_backward(q)
-            return gram
-        squares = gram.diagonal(dim1=1, dim2=2)
-        inverse = squares.clamp_min(EPS**2).rsqrt().unsqueeze(2)
-        found = gram * inverse * inverse.transpose(1, 2)
+        found, inverse = _divided(q @ q.transpose(1, 2), normalize)
         ctx.save_for_backward(q, found, inverse)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        q, *normalised = ctx.saved_tensors
-        both = gradient + gradient.transpose(1, 2)
-        if normalised:
-            found, inverse = normalised
-            turning = (both * found).sum(dim=2, keepdim=True) * (inverse < 1 / EPS)  # as in _Normalize
-            both = (both - torch.diag_embed(turning.squeeze(2))) * inverse * inverse.transpose(1, 2)
-        return both @ q, None
+        q, found, inverse = ctx.saved_tensors
+        return _to_rows(gradient, found, inverse) @ q, None
+
+
+def class_correlation(
+    logits_NKHW: Tensor, tau: float, valid_NHW: Tensor | None = None, *, normalize: bool = True
+) -> Tensor:
+    """`correlation` of the K classes' probabilities `softmax(logits / tau)`, which are zero where `valid` is false."""
+    found: Tensor = _ClassCorrelation.apply(logits_NKHW, tau, valid_NHW, normalize)
+    return found
+
+
+class _ClassCorrelation(torch.autograd.Function):
+    """One node of the graph in the place of a dozen, and all of it in one tensor's memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NKHW: Tensor, tau: float, valid_NHW: Tensor | None, normalize: bool) -> Tensor:
+        images, classes = logits_NKHW.shape[:2]
+        grid = ctx.grid = grid_of(logits_NKHW)
+        wide = torch.float64 if logits_NKHW.dtype == torch.float64 else torch.float32
+        # Rows of zeros up to a multiple of four: MKL takes half the time for the product then.
+        whole = torch.empty(images, -(-classes // 4) * 4, math.prod(grid), dtype=wide, device=logits_NKHW.device)
+        whole[:, classes:] = 0
+        q = whole[:, :classes]
+        q.unflatten(2, grid).copy_(logits_NKHW)
+        # Powers of two, since torch takes the ones of e from MKL, whose take three times as long on processors of AMD.
+        q.sub_(q.amax(dim=1, keepdim=True)).mul_(math.log2(math.e) / tau).exp2_()
+        share = q.sum(dim=1, keepdim=True).reciprocal_()
+        q.mul_(share if valid_NHW is None else share.mul_(valid_NHW.flatten(1).unsqueeze(1)))
+        gram = (whole @ whole.transpose(1, 2))[:, :classes, :classes]
+        found, inverse = _divided(gram, normalize)
+        ctx.tau, ctx.dtype = tau, logits_NKHW.dtype
+        ctx.save_for_backward(whole, found, inverse)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        whole, found, inverse = ctx.saved_tensors
+        classes = found.shape[1]
+        none = whole.shape[1] - classes
+        to_whole = F.pad(_to_rows(gradient, found, inverse), (0, none, 0, none)) @ whole
+        # Where a probability was made zero, so is what flows back.
+        to_logits = torch.ops.aten._softmax_backward_data(to_whole, whole, 1, whole.dtype)[:, :classes]
+        if ctx.tau != 1:
+            to_logits = to_logits / ctx.tau
+        return to_logits.unflatten(2, ctx.grid).to(ctx.dtype), None, None, None
+
+
+def _divided(gram: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
+    """Inner products N x K x K, divided by the rows' norms if they are to be, and then one over those, N x K x 1."""
+    if not normalize:
+        return gram, None
+    inverse = gram.diagonal(dim1=1, dim2=2).clamp_min(EPS**2).rsqrt().unsqueeze(2)
+    return gram * inverse * inverse.transpose(1, 2), inverse
+
+
+def _to_rows(gradient: Tensor, found: Tensor, inverse: Tensor | None) -> Tensor:
+    """N x K x K that times the rows are their gradient, from the gradient of what `_divided` found."""
+    both = gradient + gradient.transpose(1, 2)
+    if inverse is None:
+        return both
+    turning = (both * found).sum(dim=2) * (inverse.squeeze(2) < 1 / EPS)  # as in _Normalize
+    return (both - torch.diag_embed(turning)) * inverse * inverse.transpose(1, 2)
 
 
 def grid_of(x: Tensor) -> Grid:

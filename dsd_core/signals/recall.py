@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import Protocol
+from itertools import chain, groupby
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +22,12 @@ from dsd_core.errors import StorageError
 from dsd_core.inference import scaled
 from dsd_core.phases import phase
 from dsd_core.signals.plan import Plan
-from dsd_core.signals.record import Loaded, Shapes, capacity, decode, encode
+from dsd_core.signals.record import Shapes, capacity, decode, encode, header_of
 from dsd_core.signals.sampling import sample
 from dsd_core.signals.store import Entry
 from dsd_core.spec import Augment
+
+Record = memoryview | bytes
 
 REST = 0.05
 """Share of the records that may be filled at once, out of turn, so that the teacher can go."""
@@ -42,6 +44,14 @@ class Counts:
     @property
     def hit_rate(self) -> float:
         return self.hits / max(self.hits + self.misses, 1)
+
+
+class Sight(NamedTuple):
+    """What a student sees, and the number of the record that speaks of it."""
+
+    number: int
+    image: int
+    view: View
 
 
 class OnShift(Protocol):
@@ -97,34 +107,31 @@ class Recall:
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    def _loaded(self, numbers: Sequence[int]) -> dict[int, Loaded]:
+    def _loaded(self, numbers: Sequence[int]) -> dict[int, Record]:
         if self.entry is None:
             return {}
         read = {number: self.entry.read(number) for number in dict.fromkeys(numbers)}
-        return {number: self._decoded(record) for number, record in read.items() if record is not None}
+        return {number: record for number, record in read.items() if record is not None}
 
-    def _decoded(self, record: memoryview | bytes) -> Loaded:
-        return decode(record, self.plan.kept, self.classes, top_k=self.plan.top_k)
-
-    def _filled(self, absent: list[int], given: dict[int, tuple[Tensor, Tensor]]) -> dict[int, Loaded]:
+    def _filled(self, absent: list[int], given: dict[int, tuple[Tensor, Tensor]]) -> dict[int, Record]:
         """Records that were absent: computed and kept here, or by another process meanwhile. An image's records are
         filled together."""
         if self.plan.kind == "image":
             absent = list(dict.fromkeys(number for one in absent for number in self.records_of(one // self.plan.looks)))
         if self.entry is None:
-            return {number: self._decoded(record) for number, record in self._computed(absent, given)}
-        found: dict[int, Loaded] = {}
+            return dict(self._computed(absent, given))
+        found: dict[int, Record] = {}
         try:
             with self.entry.filling(absent) as ours:
                 for number, record in self._computed(ours, given):
-                    found[number] = self._decoded(record)
+                    found[number] = record
                     self.entry.write(number, record.ljust(self.entry.sizes[number], b"\0"))
         except StorageError as error:
             self.give_up(error)
             self.entry = None
         found |= self._loaded([number for number in absent if number not in found])
         unreadable = [number for number in absent if number not in found]
-        return found | {number: self._decoded(record) for number, record in self._computed(unreadable, given)}
+        return found | dict(self._computed(unreadable, given))
 
     def _fill_rest(self, batch: int) -> None:
         """Let the teacher go where the entry is complete, and complete it where little is missing: the images that an
@@ -194,38 +201,54 @@ class Recall:
 
     # --- values of a batch --------------------------------------------------------------------------------------------
 
-    def _values(self, records: list[Loaded], numbers: list[int], batch: Batch) -> dict[Signal, Values]:
-        several = {signal: zip(*(record[signal] for record in records), strict=True) for signal in self.plan.kept}
-        if self.plan.kind == "view":
-            return {
-                signal: tuple(self._stacked(signal, rows) for rows in tensors) for signal, tensors in several.items()
-            }
-        images = [self.dataset.size_of(index) for index in batch.indices]
-        scales = [self.plan.scales[number % self.plan.looks] for number in numbers]
+    def _values(self, records: list[Record], numbers: list[int], batch: Batch) -> dict[Signal, Values]:
+        """Of records in the order of the batch; those of one shape at once."""
+        alike: dict[bytes, list[int]] = {}
+        for row, record in enumerate(records):
+            alike.setdefault(header_of(record, self.plan.kept), []).append(row)
+        parts: list[dict[Signal, Values]] = []
+        for rows in alike.values():
+            sights = [Sight(numbers[row], batch.indices[row], batch.views[row]) for row in rows]
+            parts.append(self._values_of([records[row] for row in rows], sights, parts[0] if parts else None))
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor(list(chain.from_iterable(alike.values())), device=self.device).argsort()
         return {
-            signal: self._sampled(signal, [list(rows) for rows in tensors], scales, batch.views, images)
-            for signal, tensors in several.items()
+            signal: tuple(torch.cat(tensors)[order] for tensors in zip(*(part[signal] for part in parts), strict=True))
+            for signal in self.plan.kept
         }
 
-    def _stacked(self, signal: Signal, rows: Sequence[Tensor]) -> Tensor:
-        tensor = torch.stack(list(rows)).to(self.device, non_blocking=True)
+    def _values_of(
+        self, records: list[Record], sights: list[Sight], like: dict[Signal, Values] | None
+    ) -> dict[Signal, Values]:
+        """Of records of one shape; on the grids of others, where they are to be `like` those."""
+        found = decode(records, self.plan.kept, self.classes, top_k=self.plan.top_k)
+        if self.plan.kind == "view":
+            return {signal: tuple(self._moved(signal, x) for x in tensors) for signal, tensors in found.items()}
+        first = sights[0]
+        image = scaled_size(self.dataset.size_of(first.image), self.plan.scales[first.number % self.plan.looks])
+        grids = {
+            signal: [ops.grid_of(x) for x in like[signal]]
+            if like is not None
+            else [signal.grid(first.view.crop, ops.grid_of(x), image) for x in maps]
+            for signal, maps in found.items()
+        }
+        return {signal: self._sampled(signal, maps, grids[signal], sights) for signal, maps in found.items()}
+
+    def _moved(self, signal: Signal, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device, non_blocking=True)
         return tensor if signal.kept == "ids" else tensor.float()
 
-    def _sampled(
-        self,
-        signal: Signal,
-        tensors: list[list[Tensor]],
-        scales: list[float],
-        views: Sequence[View],
-        images: list[Size],
-    ) -> Values:
-        """The maps of a signal, each a list over the views, sampled; those of one size, as of layers, at once."""
+    def _sampled(self, signal: Signal, maps: Values, grids: Sequence[Size], sights: list[Sight]) -> Values:
+        """The maps NCHW of a signal, sampled; those of one size, as of layers, at once."""
+        views, images = [sight.view for sight in sights], [self.dataset.size_of(sight.image) for sight in sights]
         found: list[Tensor] = []
-        for (shape, *_), several in groupby(tensors, lambda maps: [tuple(found.shape) for found in maps]):
-            group = list(several)
-            maps = group[0] if len(group) == 1 else [torch.cat(of_view) for of_view in zip(*group, strict=True)]
-            grid = signal.grid(views[0].crop, (shape[1], shape[2]), scaled_size(images[0], scales[0]))
-            seen = sample(maps, views, images, grid, ids=signal.kept == "ids", device=self.device)
+        for (shape, grid), several in groupby(
+            zip(maps, grids, strict=True), lambda pair: (tuple(pair[0].shape[1:]), pair[1])
+        ):
+            group = [one for one, _ in several]
+            together = group[0] if len(group) == 1 else torch.cat(group, dim=1)
+            seen = sample(together, views, images, grid, ids=signal.kept == "ids", device=self.device)
             found += seen.split(shape[0], dim=1)
         return tuple(found)
 

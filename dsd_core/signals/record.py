@@ -23,7 +23,7 @@ LARGEST = float(np.finfo(np.float16).max)
 Shapes = dict[Signal, tuple[tuple[int, ...], ...]]
 """Of each signal's tensors, for one image."""
 Loaded = dict[Signal, tuple[Tensor, ...]]
-"""One image's signals as they were kept: half precision or bytes."""
+"""Signals of some images as they were kept: half precision or bytes, images first."""
 
 
 def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = None) -> bytes:
@@ -33,23 +33,26 @@ def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = Non
     arrays = [array for of_signal in parts for array in of_signal]
     shapes = [[*array.shape, 0, 0][:3] for array in arrays]
     header = np.array([*counts, *(edge for shape in shapes for edge in shape)], dtype=SHORT)
-    return b"".join([header.tobytes(), *(array.tobytes() for array in arrays)])
+    return b"".join([header.tobytes(), *map(_bytes_of, arrays)])
+
+
+def header_of(record: memoryview | bytes, signals: tuple[Signal, ...]) -> bytes:
+    """What says the shapes of a record; those of images of one size have the same."""
+    counts = np.frombuffer(record, SHORT, len(signals))
+    return bytes(record[: 2 * len(signals) + 6 * int(counts.sum())])
 
 
 def decode(
-    record: memoryview | bytes, signals: tuple[Signal, ...], classes: int, *, top_k: int | None = None
+    records: Sequence[memoryview | bytes], signals: tuple[Signal, ...], classes: int, *, top_k: int | None = None
 ) -> Loaded:
-    """What `encode` was given, in the order of `signals`. `classes` is K."""
-    counts = np.frombuffer(record, SHORT, len(signals))
-    header = 2 * len(signals) + 6 * int(counts.sum())
-    values = np.frombuffer(record, np.uint8, offset=header).copy()
-    found: Loaded = {}
-    for signal, arrays in zip(signals, _layout(bytes(record[:header]), signals, top_k), strict=True):
-        tensors = [
-            torch.from_numpy(values[start:end].view(dtype).reshape(shape)) for start, end, dtype, shape in arrays
-        ]
-        found[signal] = _whole(signal, tensors, classes, top_k)
-    return found
+    """What `encode` was given for each of some records with one header, in the order of `signals`. `classes` is K."""
+    header = header_of(records[0], signals)
+    layout, length = _layout(header, signals, top_k)
+    values = np.stack([np.frombuffer(record, np.uint8, length, len(header)) for record in records])
+    return {
+        signal: _whole(signal, [_tensor(values, place) for place in places], classes, top_k)
+        for signal, places in zip(signals, layout, strict=True)
+    }
 
 
 Place = tuple[int, int, np.dtype, tuple[int, ...]]
@@ -57,8 +60,8 @@ Place = tuple[int, int, np.dtype, tuple[int, ...]]
 
 
 @lru_cache(maxsize=256)
-def _layout(header: bytes, signals: tuple[Signal, ...], top_k: int | None) -> tuple[tuple[Place, ...], ...]:
-    """Where the arrays of each signal lie; records of images of one size have one header."""
+def _layout(header: bytes, signals: tuple[Signal, ...], top_k: int | None) -> tuple[tuple[tuple[Place, ...], ...], int]:
+    """Where the arrays of each signal lie, and where the last ends."""
     counts = np.frombuffer(header, SHORT, len(signals)).tolist()
     rows = iter(np.frombuffer(header, SHORT, offset=2 * len(signals)).reshape(-1, 3).tolist())
     found, start = [], 0
@@ -69,9 +72,30 @@ def _layout(header: bytes, signals: tuple[Signal, ...], top_k: int | None) -> tu
             dtype = dtypes[number % len(dtypes)]
             end = start + math.prod(shape) * dtype.itemsize
             places.append((start, end, dtype, shape))
-            start = end
+            start = _even(end)
         found.append(tuple(places))
-    return tuple(found)
+    return tuple(found), start
+
+
+def _bytes_of(array: np.ndarray) -> bytes:
+    """Of maps column by column, each with all channels: so that a view's columns are read first, and in one piece.
+    Every array begins at an even byte."""
+    content = (array.transpose(2, 0, 1) if array.ndim == 3 else array).tobytes()
+    return content.ljust(_even(len(content)), b"\0")
+
+
+def _tensor(values: np.ndarray, place: Place) -> Tensor:
+    """An array of all images at once, from the images' bytes."""
+    start, end, dtype, shape = place
+    array = values[:, start:end].view(dtype)
+    if len(shape) < 3:
+        return torch.from_numpy(array.reshape(-1, *shape))
+    channels, height, width = shape
+    return torch.from_numpy(array.reshape(-1, width, channels, height)).permute(0, 2, 3, 1)
+
+
+def _even(count: int) -> int:
+    return count + count % 2
 
 
 def capacity(shapes: Shapes, probed: tuple[int, int], size: tuple[int, int], *, top_k: int | None = None) -> int:
@@ -91,14 +115,9 @@ def _grown(shape: tuple[int, ...], probed: tuple[int, int], size: tuple[int, int
 
 
 def _bytes(signal: Signal, shape: tuple[int, ...], top_k: int | None) -> int:
-    if _picked(signal, top_k, shape[0]):
-        assert top_k is not None
-        return (2 * (top_k + 1) + top_k) * math.prod(shape[1:])
-    return math.prod(shape) * (1 if signal.kept == "ids" else 2)
-
-
-def _picked(signal: Signal, top_k: int | None, classes: int) -> bool:
-    return signal.kept == "logits" and top_k is not None
+    if signal.kept == "logits" and top_k is not None:
+        return 2 * (top_k + 1) * math.prod(shape[1:]) + _even(top_k * math.prod(shape[1:]))
+    return _even(math.prod(shape)) if signal.kept == "ids" else 2 * math.prod(shape)
 
 
 def _dtypes(signal: Signal, top_k: int | None) -> tuple[np.dtype, ...]:
@@ -135,6 +154,6 @@ def _whole(signal: Signal, tensors: list[Tensor], classes: int, top_k: int | Non
     if signal.kept != "logits" or top_k is None:
         return tuple(tensors)
     return tuple(
-        values[-1].expand(classes, *values.shape[1:]).scatter(0, picked.long(), values[:-1])
+        values[:, -1:].expand(-1, classes, -1, -1).scatter(1, picked.long(), values[:, :-1])
         for values, picked in zip(tensors[::2], tensors[1::2], strict=True)
     )

@@ -15,7 +15,7 @@ Size = tuple[int, int]
 
 
 def sample(
-    maps: Sequence[Tensor],
+    maps_NCHW: Tensor,
     views: Sequence[View],
     images: Sequence[Size],
     grid: Size,
@@ -23,16 +23,13 @@ def sample(
     ids: bool,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Maps CHW of whole images to N x C x grid on the device, one a view of an image of the size (height, width) in
+    """Maps of whole images to N x C x grid on the device, one a view of an image of the size (height, width) in
     `images`.
 
     Values are read at the centres of the view's cells: bilinear, averaged where cells of the map are smaller than the
     view's, and of `ids` the nearest. Beyond the image the border is repeated.
     """
-    if len({tuple(map_CHW.shape) for map_CHW in maps}) > 1:
-        each = zip(maps, views, images, strict=True)
-        return torch.cat([sample([m], [v], [s], grid, ids=ids, device=device) for m, v, s in each])
-    stacked_NCHW = torch.stack(list(maps)).to(device, non_blocking=True)
+    maps_NCHW = maps_NCHW.to(device, non_blocking=True)
     spans = np.array([(_spans(view, 0), _spans(view, 1)) for view in views], dtype=np.float64)
     mirrored = np.array([[view.flipped] for view in views])
     sides = np.array(images, dtype=np.float64)
@@ -42,15 +39,15 @@ def sample(
             mirrored & (axis == 1),
             views[0].crop[axis] / grid[axis],
             grid[axis],
-            stacked_NCHW.shape[axis + 2] / sides[:, axis : axis + 1],
-            int(stacked_NCHW.shape[axis + 2]),
+            maps_NCHW.shape[axis + 2] / sides[:, axis : axis + 1],
+            int(maps_NCHW.shape[axis + 2]),
         )
         for axis in (0, 1)
     )
     if ids:
-        return _nearest(stacked_NCHW, rows[0], columns[0])
+        return _nearest(maps_NCHW, rows[0], columns[0])
     # Whole lines of a map are neighbours in memory, first its columns, then its rows.
-    columns_NWCH = stacked_NCHW.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    columns_NWCH = maps_NCHW.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     across_NWCH = _blended(columns_NWCH, *columns)
     down_NHCW = _blended(across_NWCH.permute(0, 3, 2, 1).contiguous(), *rows)
     return down_NHCW.transpose(1, 2)

@@ -195,15 +195,15 @@ def category_correlation(
     logits = ops.widen(logits)
     if pool is not None:
         logits = F.avg_pool2d(logits, pool, stride=pool, ceil_mode=True)
-    scores = logits.flatten(2) if tau == 1 else logits.flatten(2) / tau
-    counts = None if valid is None else ops.valid_on(valid, logits).flatten(1).unsqueeze(1)
+    if valid is not None:
+        valid = ops.valid_on(valid, logits)
     if softmax == "category":
-        q = ops.shares(scores, counts)
-    elif counts is None:
-        q = scores.softmax(dim=2)
-    else:
-        q = ops.log_softmax_over(scores, counts).exp() * counts
-    return ops.correlation(q, normalize=normalize)
+        return ops.class_correlation(logits, tau, valid, normalize=normalize)
+    scores = logits.flatten(2) / tau
+    if valid is None:
+        return ops.correlation(scores.softmax(dim=2), normalize=normalize)
+    counts = valid.flatten(1).unsqueeze(1)
+    return ops.correlation(ops.log_softmax_over(scores, counts).exp() * counts, normalize=normalize)
 
 
 def labelled_classes(labels_NHW: Tensor, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsd_core.distill.signals import Correlation, Energy, Labelling, Logits, Presence, Signal
-from dsd_core.signals.record import capacity, decode, encode
+from dsd_core.signals.record import capacity, decode, encode, header_of
 
 K = 7
 HEAD = Logits("head")
@@ -30,7 +30,8 @@ def values(signal: Signal) -> list[Tensor]:
 
 def kept(*signals: Signal, top_k: int | None = None) -> dict[Signal, tuple[Tensor, ...]]:
     record = encode({signal: values(signal) for signal in signals}, top_k=top_k)
-    return decode(record + bytes(13), signals, K, top_k=top_k)  # records are padded to their room
+    found = decode([record + bytes(13)], signals, K, top_k=top_k)  # records are padded to their room
+    return {signal: tuple(tensor[0] for tensor in tensors) for signal, tensors in found.items()}
 
 
 def test_every_kind_of_signal_comes_back_in_half_precision_or_as_ids() -> None:
@@ -46,8 +47,19 @@ def test_every_kind_of_signal_comes_back_in_half_precision_or_as_ids() -> None:
 
 def test_energies_beyond_half_precision_keep_their_pattern() -> None:
     energies = [torch.tensor([[[1e9, 2e9]]]), torch.zeros(1, 1, 2)]
-    (found,) = decode(encode({Energy("taps", 8): energies}), (Energy("taps", 8),), K).values()
-    assert found[0].tolist() == [[[0.5, 1.0]]] and found[1].tolist() == [[[0.0, 0.0]]]
+    (found,) = decode([encode({Energy("taps", 8): energies})], (Energy("taps", 8),), K).values()
+    assert found[0].tolist() == [[[[0.5, 1.0]]]] and found[1].tolist() == [[[[0.0, 0.0]]]]
+
+
+def test_records_of_one_shape_are_taken_together_and_each_keeps_its_place() -> None:
+    signals = (Presence(), HEAD)
+    each = [{Presence(): [torch.full((K,), row)], HEAD: [torch.full((K, 3, 5), row + 0.5)]} for row in range(3)]
+    records = [encode(one) for one in each]
+    assert {header_of(record, signals) for record in records} == {header_of(records[0], signals)}
+    assert header_of(encode({Presence(): [torch.zeros(K)], HEAD: [torch.zeros(K, 5, 3)]}), signals) not in records[0]
+    found = decode(records, signals, K)
+    assert found[Presence()][0][:, 0].tolist() == [0, 1, 2] and found[HEAD][0].shape == (3, K, 3, 5)
+    assert found[HEAD][0].amax(dim=(1, 2, 3)).tolist() == found[HEAD][0].amin(dim=(1, 2, 3)).tolist() == [0.5, 1.5, 2.5]
 
 
 def test_of_the_largest_logits_the_probabilities_stay_and_the_others_share_the_rest() -> None:

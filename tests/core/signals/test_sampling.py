@@ -28,7 +28,7 @@ def crop_of(rows: slice, columns: slice, *, flipped: bool = False) -> View:
 
 
 def seen(map_CHW: Tensor, view: View, grid: tuple[int, int], *, ids: bool = False) -> Tensor:
-    return sample([map_CHW], [view], [IMAGE], grid, ids=ids)[0]
+    return sample(map_CHW.unsqueeze(0), [view], [IMAGE], grid, ids=ids)[0]
 
 
 def test_a_view_of_the_whole_image_has_its_map() -> None:
@@ -60,10 +60,13 @@ def test_ids_are_never_mixed() -> None:
     assert torch.equal(seen(ids, crop_of(slice(3, 17), slice(5, 21)), (14, 16), ids=True), ids[:, 3:17, 5:21])
 
 
-def test_maps_of_several_sizes_are_seen_each_by_its_own_view() -> None:
-    maps, sizes = [random_map(6, 8), random_map(12, 8)], [IMAGE, (48, 32)]
-    together = sample(maps, [WHOLE, WHOLE], sizes, (6, 8), ids=False)
-    alone = [sample([m], [WHOLE], [size], (6, 8), ids=False) for m, size in zip(maps, sizes, strict=True)]
+def test_maps_of_images_of_several_sizes_are_seen_each_by_its_own_view() -> None:
+    maps, sizes = torch.rand(2, 3, 6, 8, generator=torch.Generator().manual_seed(2)), [IMAGE, (48, 32)]
+    views = [WHOLE, crop_of(slice(4, 28), slice(0, 32))]
+    together = sample(maps, views, sizes, (6, 8), ids=False)
+    alone = [
+        sample(maps[row : row + 1], views[row : row + 1], sizes[row : row + 1], (6, 8), ids=False) for row in (0, 1)
+    ]
     assert torch.equal(together, torch.cat(alone))
 
 
