@@ -6,7 +6,7 @@ Letters, here and in the losses: N images, C channels, K classes, H x W position
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -65,6 +65,8 @@ class _First(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if gradient.shape == ctx.like.shape and gradient.stride() == ctx.like.stride():
+            return gradient, None, None
         whole = torch.empty_like(ctx.like, device=gradient.device)
         _cleared_beyond(whole, grid_of(gradient)).copy_(gradient)
         return whole, None, None
@@ -142,39 +144,66 @@ def class_correlation(
 
 
 class _ClassCorrelation(torch.autograd.Function):
-    """One node of the graph in the place of a dozen, and all of it in one tensor's memory."""
+    """One node of the graph in the place of a dozen, and in blocks that stay in a core's cache."""
 
     @staticmethod
     def forward(ctx: Any, logits_NKHW: Tensor, tau: float, valid_NHW: Tensor | None, normalize: bool) -> Tensor:
-        images, classes = logits_NKHW.shape[:2]
-        grid = ctx.grid = grid_of(logits_NKHW)
+        images, classes, *grid = logits_NKHW.shape
         wide = torch.float64 if logits_NKHW.dtype == torch.float64 else torch.float32
-        # Rows of zeros up to a multiple of four: MKL takes half the time for the product then.
-        whole = torch.empty(images, -(-classes // 4) * 4, math.prod(grid), dtype=wide, device=logits_NKHW.device)
-        whole[:, classes:] = 0
-        q = whole[:, :classes]
-        q.unflatten(2, grid).copy_(logits_NKHW)
-        # Powers of two, since torch takes the ones of e from MKL, whose take three times as long on processors of AMD.
-        q.sub_(q.amax(dim=1, keepdim=True)).mul_(math.log2(math.e) / tau).exp2_()
-        share = q.sum(dim=1, keepdim=True).reciprocal_()
-        q.mul_(share if valid_NHW is None else share.mul_(valid_NHW.flatten(1).unsqueeze(1)))
-        gram = (whole @ whole.transpose(1, 2))[:, :classes, :classes]
-        found, inverse = _divided(gram, normalize)
-        ctx.tau, ctx.dtype = tau, logits_NKHW.dtype
-        ctx.save_for_backward(whole, found, inverse)
+        # Rows of zeros up to a multiple of four: MKL takes half the time for the products then.
+        rows = classes + -classes % 4
+        q = torch.empty(images, rows, *grid, dtype=wide, device=logits_NKHW.device)
+        q[:, classes:] = 0
+        gram = q.new_zeros(images, rows, rows)
+        for some, part in _blocks(q):
+            block = q[some, :, part]
+            _fill_with_shares(block[:, :classes], logits_NKHW[some, :, part], tau)
+            if valid_NHW is not None:
+                block.mul_(valid_NHW[some, part].unsqueeze(1))
+            flat = block.flatten(2)
+            gram[some].baddbmm_(flat, flat.transpose(1, 2))
+        found, inverse = _divided(gram[:, :classes, :classes], normalize)
+        ctx.tau, ctx.like = tau, torch.empty_like(logits_NKHW, device="meta")
+        ctx.save_for_backward(q, found, inverse)
         return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        whole, found, inverse = ctx.saved_tensors
+        q, found, inverse = ctx.saved_tensors
         classes = found.shape[1]
-        none = whole.shape[1] - classes
-        to_whole = F.pad(_to_rows(gradient, found, inverse), (0, none, 0, none)) @ whole
-        # Where a probability was made zero, so is what flows back.
-        to_logits = torch.ops.aten._softmax_backward_data(to_whole, whole, 1, whole.dtype)[:, :classes]
-        if ctx.tau != 1:
-            to_logits = to_logits / ctx.tau
-        return to_logits.unflatten(2, ctx.grid).to(ctx.dtype), None, None, None
+        none = q.shape[1] - classes
+        turn = F.pad(_to_rows(gradient, found, inverse) / ctx.tau, (0, none, 0, none))
+        to_logits = torch.empty_like(ctx.like, device=q.device)
+        for some, part in _blocks(q):
+            flat = q[some, :, part].flatten(2)
+            # Where a probability was made zero, so is what flows back.
+            back = torch.ops.aten._softmax_backward_data(turn[some] @ flat, flat, 1, q.dtype)
+            block = to_logits[some, :, part]
+            block.copy_(back[:, :classes].unflatten(2, grid_of(block)))
+        return to_logits, None, None, None
+
+
+_BLOCK = 1 << 14
+"""Positions computed at once on a CPU."""
+
+
+def _blocks(maps_NCHW: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Images and rows of the map that are computed at once; on other devices than a CPU all of them."""
+    images, _, height, width = maps_NCHW.shape
+    on_cpu = maps_NCHW.device.type == "cpu"
+    some = max(1, _BLOCK // (height * width)) if on_cpu else images
+    rows = max(1, min(height, _BLOCK // width)) if on_cpu else height
+    for image in range(0, images, some):
+        for row in range(0, height, rows):
+            yield slice(image, image + some), slice(row, row + rows)
+
+
+def _fill_with_shares(q: Tensor, logits: Tensor, tau: float) -> None:
+    """Write `softmax(logits / tau)` over the classes, dimension 1."""
+    q.copy_(logits)
+    # Powers of two, since torch takes those of e from MKL, which takes three times as long on processors of AMD.
+    q.sub_(q.amax(dim=1, keepdim=True)).mul_(math.log2(math.e) / tau).exp2_()
+    q.mul_(q.sum(dim=1, keepdim=True).reciprocal_())
 
 
 def _divided(gram: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
