@@ -238,8 +238,8 @@ MUTANTS = (
     Mutant(
         "a digest does not know whose it is",
         "dsd_core/signals/store.py",
-        "key=self.key.encode(), salt=salt",
-        "key=self.key.encode()",
+        "xxhash.xxh3_128(self.key.encode(), seed=number)",
+        "xxhash.xxh3_128(self.key.encode())",
         (f"{SIGNALS}::test_a_record_in_the_place_of_another_is_not_served",),
     ),
     Mutant(
