@@ -1,6 +1,7 @@
 """A step with a warm store, one that fills it, one with the teacher in the loop, and one without a teacher.
 
-All are real trainings that take their steps in turn; a round is an epoch, and each round fills a store of its own.
+All are real trainings that take their steps in turn. A round is an epoch, with processes and a store of its own: where
+its memory happens to lie makes a process some per cent faster or slower for as long as it lives.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from benchmarks.bench.measure import Spent, figure, per_step, ratio
 from benchmarks.bench.setting import WORDS, distilling, plain
 from benchmarks.bench.training import training
-from benchmarks.bench.turns import Side, in_turn
+from benchmarks.bench.turns import in_turn
 from benchmarks.pieces import STUDENT
 from dsd_core.signals.store import Store
 
@@ -31,25 +32,25 @@ def compare(arguments: argparse.Namespace, folder: Path, student: Any, steps: in
     data, teacher, network = arguments.data, arguments.teacher, {"student": {"network": student}}
     kept, store = distilling(data, teacher, KIND, **network), folder / "store"
     fill(kept, folder / "fill", store)
-    with ExitStack() as held:
-
-        def start(name: str, spec: dict[str, Any], store: Path | None = None) -> Side:
-            side = held.enter_context(training(spec, folder / name, store))
-            side.work()
-            return side
-
-        lasting = {
-            "warm": start("warm", kept, store),
-            "loop": start("loop", distilling(data, teacher, "off", **network)),
-            "plain": start("plain", plain(data, **network)),
-        }
-        spent: dict[str, list[Spent]] = {name: [] for name in (*lasting, "first")}
-        for number in range(arguments.rounds):
-            with training(kept, folder / f"first-{number}", folder / f"store-{number}") as first:
-                first.work()
-                for name, taken in in_turn(lasting | {"first": first}, steps).items():
-                    spent[name].append(taken)
-                peaks = {name: side.peak_mib for name, side in (lasting | {"first": first}).items()}
+    jobs = {
+        "warm": kept,
+        "loop": distilling(data, teacher, "off", **network),
+        "plain": plain(data, **network),
+        "first": kept,
+    }
+    spent: dict[str, list[Spent]] = {name: [] for name in jobs}
+    for number in range(arguments.rounds):
+        stores = {"warm": store, "first": folder / f"store-{number}"}
+        with ExitStack() as held:
+            sides = {
+                name: held.enter_context(training(spec, folder / f"{name}-{number}", stores.get(name)))
+                for name, spec in jobs.items()
+            }
+            for side in sides.values():
+                side.work()
+            for name, taken in in_turn(sides, steps).items():
+                spent[name].append(taken)
+            peaks = {name: side.peak_mib for name, side in sides.items()}
     share = [1 - plain.cpu / warm.cpu for warm, plain in zip(spent["warm"], spent["plain"], strict=True)]
     return {
         "figures": {
