@@ -14,6 +14,8 @@ from pydantic import BaseModel
 FOLDER = "facts"
 FORMAT = 1
 """Counts up whenever the same teacher would score otherwise."""
+KEPT = 1000
+"""Facts of some hundred bytes each; beyond these the ones that were written longest ago go."""
 Fact = TypeVar("Fact", bound=BaseModel)
 
 
@@ -34,13 +36,17 @@ def known_fact(folder: Path, key: str, kind: type[Fact]) -> Fact | None:
 
 
 def keep_fact(folder: Path, key: str, fact: BaseModel) -> None:
-    """Where the disk takes it; else it will be found out again."""
+    """Where the disk takes it; else it will be found out again. Old ones make room."""
     path = folder / FOLDER / f"{key}.json"
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps({"fact": fact.model_dump(), "checksum": _checksum(key, fact)}))
         os.replace(partial, path)
+        # Those that a killed process left half written grow old among them.
+        by_age = sorted(path.parent.iterdir(), key=lambda one: one.stat().st_mtime_ns)
+        for old in by_age[:-KEPT]:
+            old.unlink()
 
 
 def _checksum(key: str, fact: BaseModel) -> str:
