@@ -30,15 +30,18 @@ student alone."""
 
 @dataclass(frozen=True)
 class Feature:
-    """What a tapped module returned for a batch, NCHW; rows and columns beyond `grid` saw only padding."""
+    """What a tapped module returned for a batch, NCHW; rows and columns beyond `grid` saw only padding. With `at_image`
+    it is as large as what the network was given, so that its gradient comes from losses and lies as theirs do."""
 
     whole: Tensor
     grid: tuple[int, int]
+    at_image: bool = False
 
     @cached_property
     def inside(self) -> Tensor:
         """What saw the image."""
-        return ops.first(self.whole, self.grid)
+        rows, columns = self.grid
+        return self.whole[..., :rows, :columns] if self.at_image else ops.first(self.whole, self.grid)
 
     @property
     def energy(self) -> Tensor:

@@ -163,7 +163,7 @@ class _ClassCorrelation(torch.autograd.Function):
             flat = block.flatten(2)
             gram[some].baddbmm_(flat, flat.transpose(1, 2))
         found, inverse = _divided(gram[:, :classes, :classes], normalize)
-        ctx.tau, ctx.like = tau, torch.empty_like(logits_NKHW, device="meta")
+        ctx.tau, ctx.dtype = tau, logits_NKHW.dtype
         ctx.save_for_backward(q, found, inverse)
         return found
 
@@ -173,7 +173,7 @@ class _ClassCorrelation(torch.autograd.Function):
         classes = found.shape[1]
         none = q.shape[1] - classes
         turn = F.pad(_to_rows(gradient, found, inverse) / ctx.tau, (0, none, 0, none))
-        to_logits = torch.empty_like(ctx.like, device=q.device)
+        to_logits = torch.empty(len(q), classes, *grid_of(q), dtype=ctx.dtype, device=q.device)
         for some, part in _blocks(q):
             flat = q[some, :, part].flatten(2)
             # Where a probability was made zero, so is what flows back.

@@ -76,13 +76,13 @@ def outlook_of(logits_NKHW: Tensor | None, taps: dict[str, Taps], segmenter: nn.
     if "logits" in whole and whole["logits"][0].shape[1] > segmenter.classes:
         whole["logits"] = [logits[:, : segmenter.classes] for logits in whole["logits"]]
     features = {
-        kind: [Feature(feature, _inside(grid_of(feature), (height, width), padded)) for feature in several]
-        for kind, several in whole.items()
+        kind: [_feature(captured, (height, width), padded) for captured in several] for kind, several in whole.items()
     }
     return Outlook(logits_NKHW, features)
 
 
-def _inside(grid: Grid, size: Grid, padded: Grid) -> Grid:
-    """Rows and columns that saw an image of this size, of a feature of the padded one."""
+def _feature(captured_NCHW: Tensor, size: Grid, padded: Grid) -> Feature:
+    """A feature of an image of this size that was padded to another."""
+    grid = grid_of(captured_NCHW)
     rows, columns = (max(1, round(side * image / whole)) for side, image, whole in zip(grid, size, padded, strict=True))
-    return rows, columns
+    return Feature(captured_NCHW, (rows, columns), at_image=grid == padded)
