@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": _processor(),
+        "processor": f"{_processor()} with {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,

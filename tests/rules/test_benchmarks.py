@@ -133,6 +133,16 @@ def test_every_part_of_the_bench_can_be_measured_and_a_report_has_the_figures_th
     assert "| `warm_store_over_plain` | 2.000 (1.000 to 3.000) | at most 1.05 |" in report.markdown(found)
 
 
+def test_the_committed_bench_has_the_figures_that_are_fixed_each_with_its_spread_and_how_it_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "bench.json").read_text())
+    assert found.keys() >= FIXED
+    assert report.markdown(found) == (ROOT / "benchmarks" / "results" / "bench.md").read_text()
+    for name in FIXED:
+        figures = [found[name]] if name != "claim_to_first_step_s" else [found[name][kind] for kind in ("cold", "warm")]
+        assert found[name]["command"] and found[name]["machine"]
+        assert all(one["spread"][0] <= one["value"] <= one["spread"][1] for one in figures)
+
+
 def test_longer_sweeps_cost_what_their_parts_come_to() -> None:
     steps = 10.0 * sweep.EPOCHS  # of 10 s an epoch; 4 s beside them, with a teacher 6 s, and the first fills for 16 s
     alone = [{"cpu_s": 4 + steps, "steps_cpu_s": steps}] * sweep.STUDENTS
