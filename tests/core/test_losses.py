@@ -18,7 +18,7 @@ from torch import Tensor
 import dsd_core.distill.losses as L
 from dsd_core.distill.loss import Outlook
 from dsd_core.distill.losses.cross_entropy import hard_pixels
-from dsd_core.distill.ops import resize
+from dsd_core.distill.ops import resize, valid_on
 from dsd_core.distill.signals import Labelling
 from tests.conftest import ROOT
 from tests.core.tensors import maps
@@ -427,3 +427,13 @@ def test_every_file_of_the_losses_holds_a_loss_that_jobs_can_name_and_its_functi
 def test_every_loss_is_described_in_the_documents() -> None:
     text = (ROOT / "docs" / "methods.md").read_text()
     assert [name for name in L.LOSSES if f"`{name}`" not in text and f"{name} " not in text] == []
+
+
+@pytest.mark.parametrize("grid", [(48, 64), (24, 16), (12, 16), (6, 8), (16, 32), (3, 4), (5, 7)])
+def test_a_position_counts_where_at_least_half_of_its_pixels_do(grid: tuple[int, int]) -> None:
+    valid = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0)) > 0.5
+    shares = F.adaptive_avg_pool2d(valid.double().unsqueeze(1), grid).squeeze(1)
+    found = valid_on(valid, torch.empty(1, 1, *grid))
+    clear = (shares - 0.5).abs() > 1e-9  # a half exactly may round either way where cells share pixels
+    assert torch.equal(found[clear], (shares > 0.5)[clear])
+    assert grid == (5, 7) or found[~clear].all()
