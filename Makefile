@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ON = $(if $(DATA),--data $(DATA)) $(if $(TEACHER),--teacher $(TEACHER))
 
-.PHONY: setup check test test-fast faults soak mutants demo up compare views bench loss-costs queue-costs clean
+.PHONY: setup check test test-slow faults soak mutants demo up compare views bench loss-costs queue-costs clean
 
 setup: $(STAMP)
 
@@ -20,10 +20,10 @@ check: setup
 	$(BIN)/lint-imports
 
 test: setup
-	$(BIN)/python -m pytest
-
-test-fast: setup
 	$(BIN)/python -m pytest -m "not slow and not faults_only"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not faults_only"
 
 faults: setup
 	$(BIN)/python -m pytest -m fault

@@ -61,6 +61,7 @@ def test_a_killed_child_is_started_again_and_said_so(start: Callable[..., Up]) -
     assert up.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_state_survives_a_restart_and_a_second_up_on_the_same_home_is_refused(start: Callable[..., Up]) -> None:
     up = start("--workers", "0")
     address = up.ready(children=3)

@@ -51,6 +51,7 @@ def wait_for(out: Path, process: subprocess.Popen, kind: str) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F3")
 def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothing_had_happened(tmp_path):
     job = write(small_spec(None, train__epochs=6, train__checkpoint_every_s=0.0), tmp_path)
@@ -76,6 +77,7 @@ def test_a_run_that_is_asked_to_stop_exits_75_and_killed_or_not_ends_as_if_nothi
     assert {path.rpartition("-")[2] for path in written} == {"1", "2", "3"}
 
 
+@pytest.mark.slow
 def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
     teacher = save_teacher(tmp_path)
     uses = []
@@ -92,6 +94,7 @@ def test_runs_that_share_a_folder_of_signals_ask_the_teacher_once(tmp_path):
     assert any("may hold 0.0 MB" in message for message in warned)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_keeps_signals_ends_as_one_that_found_them_all(tmp_path):
     job = write(small_spec(save_teacher(tmp_path), train__epochs=2), tmp_path)
     broken, warm = tmp_path / "broken", tmp_path / "warm"
@@ -155,6 +158,7 @@ def test_check_prints_the_resolved_spec(tmp_path):
     assert json.loads(done.stdout)["spec"]["train"]["momentum"] == 0.9
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
     torch.manual_seed(0)
     root = tiny_camvid(tmp_path / "CamVid")

@@ -88,6 +88,7 @@ def test_logits_and_features_are_those_of_the_same_network_in_torch(twins: tuple
             torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_first_losses_are_those_with_the_same_teacher_in_torch(twins: tuple[Path, Path], tmp_path: Path) -> None:
     weights, graph = twins
     found = []
@@ -102,6 +103,7 @@ def test_the_first_losses_are_those_with_the_same_teacher_in_torch(twins: tuple[
         assert theirs == pytest.approx(ours, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_an_onnx_teacher_ends_with_the_same_bits(
     twins: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -80,6 +80,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[2])
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_one_json_object_and_leaves_nothing_behind(tmp_path) -> None:
     job = tmp_path / "job.json"
     job.write_text(small_spec(train__batch=4).model_dump_json())

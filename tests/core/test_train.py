@@ -262,6 +262,7 @@ def at_first_step(total_step, events):
     return not isinstance(told, Started | Progress | None) and (steps or [0])[-1] == total_step - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [[7], [1, 5, 7]])
 def test_a_run_of_several_seeds_that_is_interrupted_ends_with_the_very_same_bits(stop_at, two_seeds, teacher, tmp_path):
     result, uninterrupted, _ = two_seeds
@@ -374,6 +375,7 @@ def test_measuring_leaves_the_gradient_as_it_is_to_the_bit_and_a_single_terms_no
         assert norms[True][loss.term].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_norms_are_measured_as_often_as_asked_and_the_weights_depend_neither_on_that_nor_on_logging(teacher, tmp_path):
     spec, steps = small_spec(teacher, train__epochs=2), {}
     found = {}

@@ -25,6 +25,7 @@ def check_promises(bounds: Bounds, states: int) -> None:
     assert found.states >= states
 
 
+@pytest.mark.slow
 def test_no_order_of_faults_breaks_a_promise_and_from_everywhere_an_end_is_reached() -> None:
     check_promises(Bounds(), states=100_000)
 

@@ -217,13 +217,14 @@ def test_teachers_signals_are_kept_within_their_limit_and_are_no_run_folders(
         (root / "signals" / left).mkdir()
     for path in (root / "signals").rglob("*"):
         os.utime(path, (1e9, 1e9) if path.parent.name != "b1.signals" else None)
-    held = sum(entry.bytes for entry in signals.entries())
+    sizes = {entry.key: entry.bytes for entry in signals.entries()}
+    held = sum(sizes.values())
     used = usage(sqlite_engine, storage, signals)
     assert (used.runs, used.bytes, used.signal_bytes) == (0, 0, held)
     assert prune(sqlite_engine, storage, NOTHING_KEPT) == []
     assert len(signals.entries()) == 3
     with signals.open("a1", [1000], {}):
-        prune_signals(Store(root / "signals", limit_bytes=held * 2 // 3))
+        prune_signals(Store(root / "signals", limit_bytes=sizes["a1"] + sizes["b1"]))
         assert {entry.key for entry in signals.entries()} == {"a1", "b1"}
         assert not [path for path in (root / "signals").iterdir() if path.suffix in (".tmp", ".gone")]
         prune_signals(Store(root / "signals", limit_bytes=0))

@@ -59,6 +59,7 @@ def weights_of(folder: Path) -> str:
     return sha256((folder / "student" / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_warm_start_ends_with_the_weights_of_a_cold_one(service: Service, ready: ForkServer, tmp_path: Path) -> None:
     cold = started(slot_of(service, ForkServer()), tmp_path / "cold")
     warm = started(slot_of(service, ready), tmp_path / "warm")

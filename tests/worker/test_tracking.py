@@ -45,6 +45,7 @@ def artifacts(tracker: Tracker, run_id: str, path: str | None = None) -> set[str
     return {item.path for item in tracker.client.list_artifacts(run_id, path)}
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_one_run_and_one_model_that_predicts_masks(
     service: Service, tracker: Tracker, tmp_path: Path
 ) -> None:

@@ -297,6 +297,7 @@ def in_memory(tensor: Tensor) -> bool:
     return any(not other.is_meta and other.shape == tensor.shape and torch.equal(other, tensor) for other in others)
 
 
+@pytest.mark.slow
 def test_the_teacher_leaves_memory_after_the_first_pass_and_is_still_reported(job, tmp_path, teacher) -> None:
     _, largest = max(load_file(teacher).items(), key=lambda item: item[1].numel())
     for signals, stays in (("off", True), ("image", False)):

@@ -57,6 +57,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "student" / "model.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [{"signals": "image"}, {"signals": "view", "views": 2}], ids=["image", "view"])
 def test_two_processes_have_the_loss_curve_of_one_and_the_same_store(signals, tmp_path) -> None:
     spec = spec_of(
@@ -80,6 +81,7 @@ def test_two_processes_have_the_loss_curve_of_one_and_the_same_store(signals, tm
         assert two == pytest.approx(one, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["signals.after_data@2:kill", "train.after_step:kill"])
 def test_a_run_killed_while_it_fills_the_store_ends_with_the_bits_of_one_that_was_not(fault, tmp_path) -> None:
     spec = spec_of(tmp_path)
@@ -93,6 +95,7 @@ def test_a_run_killed_while_it_fills_the_store_ends_with_the_bits_of_one_that_wa
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
+@pytest.mark.slow
 def test_two_jobs_that_start_at_once_compute_each_record_once(tmp_path) -> None:
     specs = [spec_of(tmp_path, train__seed=seed) for seed in (0, 1)]
     jobs = [(tmp_path / f"job{spec.train.seed}") for spec in specs]
