@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from PIL import Image
 from benchmarks.bench.loader import compare, in_memory
 from benchmarks.bench.measure import figure, per_step, ratio
 from benchmarks.bench.setting import BATCH, distilling
-from benchmarks.bench.step import fill
-from benchmarks.bench.training import training
-from benchmarks.bench.turns import in_turn
+from benchmarks.bench.step import fill, peak_mib
+from benchmarks.bench.training import Job, Trainings
 from dsd_core.data import open_dataset
 
 SIZE = (96, 128)
@@ -33,19 +31,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     roots = {name: folder / f"data-{times}" for name, times in TIMES.items()}
     for name, root in roots.items():
         write_data(arguments.data, root, TIMES[name])
-    specs = {name: job(root, arguments.teacher) for name, root in roots.items()}
+    specs = {name: job_of(root, arguments.teacher) for name, root in roots.items()}
     for name, spec in specs.items():
         fill(spec, folder / f"fill-{TIMES[name]}", folder / f"store-{TIMES[name]}")
-    with ExitStack() as held:
-        sides = {
-            name: held.enter_context(training(spec, folder / f"warm-{TIMES[name]}", folder / f"store-{TIMES[name]}"))
-            for name, spec in specs.items()
-        }
-        for side in sides.values():
-            side.work()
-        rounds = [in_turn(sides, STEPS) for _ in range(arguments.rounds)]
-        spent = {name: [taken[name] for taken in rounds] for name in sides}
-        peaks = {name: round(side.peak_mib) for name, side in sides.items()}
+    jobs = {
+        name: Job(spec, folder / f"warm-{TIMES[name]}", folder / f"store-{TIMES[name]}") for name, spec in specs.items()
+    }
+    with Trainings(jobs) as together:
+        together.steps()
+        rounds = [together.steps(STEPS) for _ in range(arguments.rounds)]
+    spent = {name: [taken[name] for taken in rounds] for name in jobs}
+    peaks = {name: peak_mib(job._replace(out=folder / f"alone-{TIMES[name]}")) for name, job in jobs.items()}
     files = {name: open_dataset("camvid", str(root), "train", SIZE) for name, root in roots.items()}
     views = compare({name: in_memory(dataset) for name, dataset in files.items()}, arguments.rounds)
     pairs = zip(*(row["views_per_s"]["rounds"] for row in views if row["loaders"] == 0), strict=True)
@@ -61,7 +57,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def job(root: Path, teacher: Path) -> dict[str, Any]:
+def job_of(root: Path, teacher: Path) -> dict[str, Any]:
     spec = distilling(root, teacher, "image")
     spec["dataset"]["size"] = list(SIZE)
     spec["teacher"]["floor"] = 0.0  # it was trained at another size

@@ -1,20 +1,18 @@
 """A step with a warm store, one that fills it, one with the teacher in the loop, and one without a teacher.
 
-All are real trainings that take their steps in turn. A round is an epoch, with processes and a store of its own: where
-its memory happens to lie makes a process some per cent faster or slower for as long as it lives.
+All are real trainings in one process that take their steps in turn. A round is an epoch, with a process and a store of
+its own.
 """
 
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.bench.measure import Spent, figure, per_step, ratio
 from benchmarks.bench.setting import WORDS, distilling, plain
-from benchmarks.bench.training import training
-from benchmarks.bench.turns import in_turn
+from benchmarks.bench.training import Job, Trainings
 from benchmarks.pieces import STUDENT
 from dsd_core.signals.store import Store
 
@@ -41,16 +39,13 @@ def compare(arguments: argparse.Namespace, folder: Path, student: Any, steps: in
     spent: dict[str, list[Spent]] = {name: [] for name in jobs}
     for number in range(arguments.rounds):
         stores = {"warm": store, "first": folder / f"store-{number}"}
-        with ExitStack() as held:
-            sides = {
-                name: held.enter_context(training(spec, folder / f"{name}-{number}", stores.get(name)))
-                for name, spec in jobs.items()
-            }
-            for side in sides.values():
-                side.work()
-            for name, taken in in_turn(sides, steps).items():
+        run = {name: Job(spec, folder / f"{name}-{number}", stores.get(name)) for name, spec in jobs.items()}
+        with Trainings(run) as together:
+            together.steps()
+            for name, taken in together.steps(steps).items():
                 spent[name].append(taken)
-            peaks = {name: side.peak_mib for name, side in sides.items()}
+    stores["first"] = folder / "store-alone"
+    peaks = {name: peak_mib(Job(spec, folder / f"{name}-alone", stores.get(name))) for name, spec in jobs.items()}
     share = [1 - plain.cpu / warm.cpu for warm, plain in zip(spent["warm"], spent["plain"], strict=True)]
     return {
         "figures": {
@@ -61,14 +56,20 @@ def compare(arguments: argparse.Namespace, folder: Path, student: Any, steps: in
                 share, of="CPU seconds", meaning="1 - step without a teacher / with warm store"
             ),
         },
-        "steps": {name: {**per_step(taken, steps), "peak_mib": round(peaks[name])} for name, taken in spent.items()},
+        "steps": {name: {**per_step(taken, steps), "peak_mib": peaks[name]} for name, taken in spent.items()},
         "stored_bytes": sum(entry.bytes for entry in Store(store).entries()),
     }
 
 
 def fill(spec: dict[str, Any], out: Path, store: Path) -> None:
     """Train until the store has every signal."""
-    with training(spec, out, store) as side:
-        side.work()
-        while any(entry.filled < entry.records for entry in Store(store).entries()):
-            side.work()
+    with Trainings({"fills": Job(spec, out, store)}) as alone:
+        while not (held := Store(store).entries()) or any(entry.filled < entry.records for entry in held):
+            alone.steps()
+
+
+def peak_mib(job: Job) -> int:
+    """The most memory that its first steps take where it has a process to itself."""
+    with Trainings({"alone": job}) as alone:
+        alone.steps(3)
+        return round(alone.peak_mib)

@@ -24,9 +24,9 @@ MIB = 2**20
 class Side:
     """A process that runs `benchmarks.bench.MODULE` with `--side` and these options, and works when it is told to."""
 
-    def __init__(self, module: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, module: str, options: Mapping[str, Any], **environment: str) -> None:
         command = [sys.executable, "-m", f"benchmarks.bench.{module}", "--side", json.dumps(options)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
         self._name = f"{module} {json.dumps(options)}"
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
