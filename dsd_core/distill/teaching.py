@@ -37,14 +37,17 @@ class Teaching:
             logits_NKHW = self.teacher(images_N3HW)
         return outlook_of(logits_NKHW, self._taps, self.teacher.module, images_N3HW)
 
-    def signals(self, images_N3HW: Tensor, bases: Sequence[Signal], *, paired: bool = False) -> dict[Signal, Values]:
+    def signals(
+        self, images_N3HW: Tensor, bases: Sequence[Signal], *, at_once: int | None = None
+    ) -> dict[Signal, Values]:
         """The maps of these base signals for uint8 images.
 
-        `paired`: so that on a CPU an image's bits do not depend on which others it comes with, they go two by two, and
-        one that is left over goes twice. The kernels for one image are others than for two, and slower.
+        With `at_once` they go so many at a time, and where fewer are left over the last of them goes again: on a CPU,
+        whose kernels for other numbers of images may be others, an image's bits then do not depend on which others it
+        comes with.
         """
-        if paired and images_N3HW.device.type == "cpu":
-            parts = [self._maps(pair.expand(2, -1, -1, -1), bases) for pair in images_N3HW.split(2)]
+        if at_once is not None:
+            parts = [self._maps(_filled_up(part, at_once), bases) for part in images_N3HW.split(at_once)]
         else:
             parts = [self._maps(images_N3HW, bases)]
         maps = {base: tuple(map(torch.cat, zip(*(part[base] for part in parts), strict=True))) for base in bases}
@@ -60,6 +63,12 @@ class Teaching:
                 outlook = outlook_of(None, self._taps, self.teacher.module, images_N3HW)
             with torch.autocast(images_N3HW.device.type, enabled=False):
                 return {base: base.of(outlook, (height, width)) for base in bases}
+
+
+def _filled_up(images_N3HW: Tensor, count: int) -> Tensor:
+    """So many images, the last of those given as often as it takes."""
+    missing = count - len(images_N3HW)
+    return torch.cat([images_N3HW, images_N3HW[-1:].expand(missing, -1, -1, -1)]) if missing else images_N3HW
 
 
 def tapped(hooks: ExitStack, network: nn.Module, layers: Names, field: str) -> dict[str, Taps]:

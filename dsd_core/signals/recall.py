@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, groupby
 from typing import NamedTuple, Protocol
 
@@ -31,6 +32,8 @@ Record = memoryview | bytes
 
 REST = 0.05
 """Share of the records that may be filled at once, out of turn, so that the teacher can go."""
+PIXELS_AT_ONCE = 1 << 21
+"""Of eight images that the teacher takes at once on a CPU. Of larger ones two take as long each, and less memory."""
 
 
 @dataclass
@@ -82,6 +85,7 @@ class Recall:
     counts: Counts = field(default_factory=Counts)
     _complete: bool = False
     _since_looked: int = 0
+    _looked_for: int = 0  # all images, or records of views, before this one were there or are being filled
 
     def __call__(self, batch: Batch) -> Outlook:
         numbers = [self._number(index, view) for index, view in zip(batch.indices, batch.views, strict=True)]
@@ -114,12 +118,12 @@ class Recall:
         return {number: record for number, record in read.items() if record is not None}
 
     def _filled(self, absent: list[int], given: dict[int, tuple[Tensor, Tensor]]) -> dict[int, Record]:
-        """Records that were absent: computed and kept here, or by another process meanwhile. An image's records are
-        filled together."""
-        if self.plan.kind == "image":
-            absent = list(dict.fromkeys(number for one in absent for number in self.records_of(one // self.plan.looks)))
+        """Records that were absent: computed and kept here, or by another process meanwhile; and more that are absent,
+        so that the teacher has as many images as it takes at once. An image's records are filled together."""
+        units = list(dict.fromkeys(number // self._unit for number in absent))
         if self.entry is None:
-            return dict(self._computed(absent, given))
+            return dict(self._computed(self._records(units), given))
+        absent = self._records([*units, *self._further(self.entry, units)])
         found: dict[int, Record] = {}
         try:
             with self.entry.filling(absent) as ours:
@@ -132,6 +136,36 @@ class Recall:
         found |= self._loaded([number for number in absent if number not in found])
         unreadable = [number for number in absent if number not in found]
         return found | dict(self._computed(unreadable, given))
+
+    @property
+    def _unit(self) -> int:
+        """How many records are filled together."""
+        return self.plan.looks if self.plan.kind == "image" else 1
+
+    @cached_property
+    def _at_once(self) -> int | None:
+        """Images of a pass of the teacher on a CPU, where their number may decide which kernels compute them. Images
+        that none of the same size might join go two by two."""
+        if self.device.type != "cpu":
+            return None
+        several = self.plan.kind == "image" and len({self.dataset.size_of(i) for i in range(len(self.dataset))}) > 1
+        crop = self.augment.crop if self.plan.kind == "view" else None
+        largest = max(self.plan.scales) ** 2 if self.plan.kind == "image" else 1.0
+        pixels = math.prod(crop or self.dataset.size_of(0)) * largest
+        return 8 if not several and 8 * pixels <= PIXELS_AT_ONCE else 2
+
+    def _records(self, units: Sequence[int]) -> list[int]:
+        return [number for unit in units for number in range(unit * self._unit, (unit + 1) * self._unit)]
+
+    def _further(self, entry: Entry, units: Sequence[int]) -> list[int]:
+        """The next units without records that fill up the teacher's last pass, which takes as long without them."""
+        found: list[int] = []
+        wanted = -len(units) % self._at_once if self._at_once else 0
+        while len(found) < wanted and self._looked_for * self._unit < entry.records:
+            unit, self._looked_for = self._looked_for, self._looked_for + 1
+            if unit not in units and entry.read(unit * self._unit) is None:
+                found.append(unit)
+        return found
 
     def _fill_rest(self, batch: int) -> None:
         """Let the teacher go where the entry is complete, and complete it where little is missing: the images that an
@@ -166,19 +200,19 @@ class Recall:
         shown = [(number, *(given.get(number) or self._shown(number))) for number in numbers]
         for _, group in groupby(sorted(shown, key=lambda one: tuple(one[1].shape)), lambda one: tuple(one[1].shape)):
             some = list(group)
-            images = torch.cat([image for _, image, _ in some]).to(self.device, memory_format=torch.channels_last)
+            # Channels are last in memory, as files and the batch have them: to put them there takes 2 % of a pass.
+            images = torch.cat([image.permute(0, 2, 3, 1) for _, image, _ in some]).permute(0, 3, 1, 2).to(self.device)
             valid = torch.cat([pixels for _, _, pixels in some]).to(self.device)
             self.counts.passes += len(some)
-            values = self._signals(images, valid)
-            for row, (number, _, _) in enumerate(some):
-                one = {signal: [tensor[row] for tensor in tensors] for signal, tensors in values.items()}
-                yield number, encode(one, top_k=self.plan.top_k)
+            values = self._signals(images, valid, self._at_once)
+            numbers = [number for number, _, _ in some]
+            yield from zip(numbers, encode(values, top_k=self.plan.top_k), strict=True)
 
-    def _signals(self, images_N3HW: Tensor, valid_NHW: Tensor) -> dict[Signal, Values]:
+    def _signals(self, images_N3HW: Tensor, valid_NHW: Tensor, at_once: int | None = None) -> dict[Signal, Values]:
         """What a record of each image holds."""
         bases = tuple(dict.fromkeys(signal.base for signal in self.plan.kept))
         with phase("teacher"):
-            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, paired=True))
+            outlook = Outlook(None, kept=self.shift.wake().signals(images_N3HW, bases, at_once=at_once))
         size, valid_on = (images_N3HW.shape[-2], images_N3HW.shape[-1]), partial(ops.valid_on, valid_NHW)
         return {signal: outlook.tell(signal, size, valid_on) for signal in self.plan.kept}
 

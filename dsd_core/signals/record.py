@@ -26,14 +26,15 @@ Loaded = dict[Signal, tuple[Tensor, ...]]
 """Signals of some images as they were kept: half precision or bytes, images first."""
 
 
-def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = None) -> bytes:
-    """The record of one image from its tensors (C x H x W, K x K or K)."""
+def encode(values: Mapping[Signal, Sequence[Tensor]], *, top_k: int | None = None) -> list[bytes]:
+    """The records of some images from their tensors, images first (N x C x H x W, N x K x K or N x K)."""
     parts = [[part for x in tensors for part in _parts(signal, x, top_k)] for signal, tensors in values.items()]
     counts = [len(of_signal) for of_signal in parts]
     arrays = [array for of_signal in parts for array in of_signal]
-    shapes = [[*array.shape, 0, 0][:3] for array in arrays]
-    header = np.array([*counts, *(edge for shape in shapes for edge in shape)], dtype=SHORT)
-    return b"".join([header.tobytes(), *map(_bytes_of, arrays)])
+    shapes = [[*array.shape[1:], 0, 0][:3] for array in arrays]
+    header = np.array([*counts, *(edge for shape in shapes for edge in shape)], dtype=SHORT).tobytes()
+    rows = np.concatenate([_rows_of(array) for array in arrays], axis=1)
+    return [header + row.tobytes() for row in rows]
 
 
 def header_of(record: memoryview | bytes, signals: tuple[Signal, ...]) -> bytes:
@@ -77,11 +78,12 @@ def _layout(header: bytes, signals: tuple[Signal, ...], top_k: int | None) -> tu
     return tuple(found), start
 
 
-def _bytes_of(array: np.ndarray) -> bytes:
-    """Of maps column by column, each with all channels: so that a view's columns are read first, and in one piece.
-    Every array begins at an even byte."""
-    content = (array.transpose(2, 0, 1) if array.ndim == 3 else array).tobytes()
-    return content.ljust(_even(len(content)), b"\0")
+def _rows_of(array: np.ndarray) -> np.ndarray:
+    """An array's bytes, a row an image. Of maps column by column, each with all channels: so that a view's columns are
+    read first, and in one piece. Every array begins at an even byte."""
+    lying = array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    rows = np.ascontiguousarray(lying).reshape(len(array), -1).view(np.uint8)
+    return np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))) if rows.shape[1] % 2 else rows
 
 
 def _tensor(values: np.ndarray, place: Place) -> Tensor:
@@ -131,23 +133,24 @@ def _parts(signal: Signal, tensor: Tensor, top_k: int | None) -> Iterable[np.nda
     if signal.kept == "ids":
         return [tensor.to(torch.uint8).cpu().numpy()]
     if signal.kept == "logits" and top_k is not None:
-        return _largest(tensor.float(), min(top_k, len(tensor)))
+        return _largest(tensor.float(), min(top_k, tensor.shape[1]))
     if signal.kept == "scaled":
-        tensor = tensor / tensor.amax().clamp_min(torch.finfo(torch.float32).tiny)
+        largest = tensor.flatten(1).amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+        tensor = tensor / largest.view(-1, *[1] * (tensor.dim() - 1))
     return [_half(tensor)]
 
 
 def _half(tensor: Tensor) -> np.ndarray:
-    return tensor.float().clamp(-LARGEST, LARGEST).half().cpu().contiguous().numpy()
+    return tensor.float().clamp(-LARGEST, LARGEST).half().cpu().numpy()
 
 
-def _largest(logits_KHW: Tensor, k: int) -> list[np.ndarray]:
+def _largest(logits_NKHW: Tensor, k: int) -> list[np.ndarray]:
     """The k largest logits of each position with their classes, and the logit that all others get: their probabilities
     keep their sum."""
-    values, classes = logits_KHW.topk(k, dim=0)
-    others = len(logits_KHW) - k
-    rest = logits_KHW.scatter(0, classes, -torch.inf).logsumexp(dim=0) - math.log(max(others, 1))
-    return [_half(torch.cat([values, rest.unsqueeze(0)])), classes.to(torch.uint8).cpu().numpy()]
+    values, classes = logits_NKHW.topk(k, dim=1)
+    others = logits_NKHW.shape[1] - k
+    rest = logits_NKHW.scatter(1, classes, -torch.inf).logsumexp(dim=1) - math.log(max(others, 1))
+    return [_half(torch.cat([values, rest.unsqueeze(1)], dim=1)), classes.to(torch.uint8).cpu().numpy()]
 
 
 def _whole(signal: Signal, tensors: list[Tensor], classes: int, top_k: int | None) -> tuple[Tensor, ...]:

@@ -29,7 +29,7 @@ def values(signal: Signal) -> list[Tensor]:
 
 
 def kept(*signals: Signal, top_k: int | None = None) -> dict[Signal, tuple[Tensor, ...]]:
-    record = encode({signal: values(signal) for signal in signals}, top_k=top_k)
+    (record,) = encode({signal: [x.unsqueeze(0) for x in values(signal)] for signal in signals}, top_k=top_k)
     found = decode([record + bytes(13)], signals, K, top_k=top_k)  # records are padded to their room
     return {signal: tuple(tensor[0] for tensor in tensors) for signal, tensors in found.items()}
 
@@ -46,17 +46,21 @@ def test_every_kind_of_signal_comes_back_in_half_precision_or_as_ids() -> None:
 
 
 def test_energies_beyond_half_precision_keep_their_pattern() -> None:
-    energies = [torch.tensor([[[1e9, 2e9]]]), torch.zeros(1, 1, 2)]
-    (found,) = decode([encode({Energy("taps", 8): energies})], (Energy("taps", 8),), K).values()
+    energies = [torch.tensor([[[[1e9, 2e9]]]]), torch.zeros(1, 1, 1, 2)]
+    (found,) = decode(encode({Energy("taps", 8): energies}), (Energy("taps", 8),), K).values()
     assert found[0].tolist() == [[[[0.5, 1.0]]]] and found[1].tolist() == [[[[0.0, 0.0]]]]
 
 
 def test_records_of_one_shape_are_taken_together_and_each_keeps_its_place() -> None:
     signals = (Presence(), HEAD)
-    each = [{Presence(): [torch.full((K,), row)], HEAD: [torch.full((K, 3, 5), row + 0.5)]} for row in range(3)]
-    records = [encode(one) for one in each]
+    rows = torch.arange(3.0)
+    present, logits = rows.view(3, 1).expand(3, K), rows.view(3, 1, 1, 1).expand(3, K, 3, 5) + 0.5
+    records = encode({Presence(): [present], HEAD: [logits]})
+    alone = [encode({Presence(): [present[row : row + 1]], HEAD: [logits[row : row + 1]]}) for row in range(3)]
+    assert alone == [[record] for record in records]
     assert {header_of(record, signals) for record in records} == {header_of(records[0], signals)}
-    assert header_of(encode({Presence(): [torch.zeros(K)], HEAD: [torch.zeros(K, 5, 3)]}), signals) not in records[0]
+    (other,) = encode({Presence(): [torch.zeros(1, K)], HEAD: [torch.zeros(1, K, 5, 3)]})
+    assert header_of(other, signals) not in records[0]
     found = decode(records, signals, K)
     assert found[Presence()][0][:, 0].tolist() == [0, 1, 2] and found[HEAD][0].shape == (3, K, 3, 5)
     assert found[HEAD][0].amax(dim=(1, 2, 3)).tolist() == found[HEAD][0].amin(dim=(1, 2, 3)).tolist() == [0.5, 1.5, 2.5]
@@ -84,10 +88,10 @@ def test_the_room_reserved_for_an_image_of_any_size_is_enough(
 ) -> None:
     def map_of(size: tuple[int, int]) -> dict[Signal, list[Tensor]]:
         grid = [-(-side // stride) for side in size]  # a network rounds up
-        return {Energy("taps"): [torch.rand(1, *grid)], HEAD: [torch.rand(K, *grid)]}
+        return {Energy("taps"): [torch.rand(1, 1, *grid)], HEAD: [torch.rand(1, K, *grid)]}
 
     probed = (64, 96)
-    shapes = {signal: tuple(tuple(x.shape) for x in tensors) for signal, tensors in map_of(probed).items()}
-    record = encode(map_of((height, width)), top_k=top_k)
+    shapes = {signal: tuple(tuple(x.shape[1:]) for x in tensors) for signal, tensors in map_of(probed).items()}
+    (record,) = encode(map_of((height, width)), top_k=top_k)
     assert len(record) <= capacity(shapes, probed, (height, width), top_k=top_k)
-    assert len(encode(map_of(probed), top_k=top_k)) == capacity(shapes, probed, probed, top_k=top_k)
+    assert len(encode(map_of(probed), top_k=top_k)[0]) == capacity(shapes, probed, probed, top_k=top_k)

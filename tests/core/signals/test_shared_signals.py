@@ -84,11 +84,11 @@ def test_two_processes_have_the_loss_curve_of_one_and_the_same_store(signals, tm
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["signals.after_data@2:kill", "train.after_step:kill"])
 def test_a_run_killed_while_it_fills_the_store_ends_with_the_bits_of_one_that_was_not(fault, tmp_path) -> None:
-    spec = spec_of(tmp_path)
+    spec = spec_of(tmp_path, signals="view", views=2)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     assert started(spec, killed, fault=fault).wait(timeout=100) == -SIGKILL
     (held,) = Store(killed / "signals").entries()
-    assert 0 < held.filled < IMAGES
+    assert 0 < held.filled < held.records
     for out in (killed, undisturbed):
         assert started(spec, out).wait(timeout=100) == 0
     ours, theirs = weights(killed), weights(undisturbed)
