@@ -76,3 +76,8 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_nothing_names_this_machine() -> None:
     home = str(Path.home())
     assert [str(page) for page, text in PAGES.items() if home + "/" in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_has_marks_of_a_merge(page: Path) -> None:
+    assert re.findall(r"^(?:<{7}|={7}|>{7})(?: .*)?$", PAGES[page], re.M) == []
