@@ -128,6 +128,14 @@ class Valkey:
             end(self.process, signal.SIGKILL)
             self.process = None
 
+    def sync(self) -> None:
+        """Wait until all that was written is on disk, which by itself it is after a second or two."""
+        with self.client() as client, client.pipeline(transaction=False) as together:
+            together.set("written after all else", 1)
+            together.execute_command("WAITAOF", 1, 0, 0)
+            _, (synced, _) = together.execute()
+        assert synced == 1
+
     def client(self) -> redis.Redis:
         """A client that opens a connection for each command and closes it again."""
         return redis.Redis(unix_socket_path=str(self.socket), single_connection_client=False)

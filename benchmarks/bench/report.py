@@ -53,8 +53,8 @@ def markdown(report: dict[str, Any]) -> str:
         "# What distilling costs",
         "",
         f"Made by `{report['command']}` on {'; '.join(machines)}. Every part runs in processes of its own with one"
-        " thread each. Ratios are of CPU seconds, taken in turn by processes that wait for each other; in brackets the"
-        " least and the greatest of the rounds. Memory is the most that a process held.",
+        " thread each. Ratios are of CPU seconds, of work that takes turns; in brackets the least and the greatest of"
+        " the rounds. Memory is the most that a process held.",
         "",
         "![The ratios, and what a step takes](bench.png)",
         "",

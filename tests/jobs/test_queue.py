@@ -27,6 +27,7 @@ def test_a_message_holds_an_id_and_an_attempt_and_nothing_else(valkey: Valkey) -
 def test_messages_outlive_the_broker(valkey: Valkey) -> None:
     app = queue.make_app(valkey.url)
     queue.publish(app, "before", 1)
+    valkey.sync()
     valkey.kill()
     valkey.start()
     queue.publish(app, "after", 1)
