@@ -85,7 +85,7 @@ class Recall:
     counts: Counts = field(default_factory=Counts)
     _complete: bool = False
     _since_looked: int = 0
-    _looked_for: int = 0  # all images, or records of views, before this one were there or are being filled
+    _looked_for: int = 0  # all records before this one were there or are being filled
 
     def __call__(self, batch: Batch) -> Outlook:
         numbers = [self._number(index, view) for index, view in zip(batch.indices, batch.views, strict=True)]
@@ -121,21 +121,29 @@ class Recall:
         """Records that were absent: computed and kept here, or by another process meanwhile; and more that are absent,
         so that the teacher has as many images as it takes at once. An image's records are filled together."""
         units = list(dict.fromkeys(number // self._unit for number in absent))
+        needed = [number for unit in units for number in range(unit * self._unit, (unit + 1) * self._unit)]
         if self.entry is None:
-            return dict(self._computed(self._records(units), given))
-        absent = self._records([*units, *self._further(self.entry, units)])
+            return dict(self._computed(needed, given))
+        more = -len(units) % self._at_once * self._unit if self._at_once else 0
         found: dict[int, Record] = {}
         try:
-            with self.entry.filling(absent) as ours:
+            with self.entry.filling(needed, self._further(self.entry.records), more) as ours:
                 for number, record in self._computed(ours, given):
                     found[number] = record
                     self.entry.write(number, record.ljust(self.entry.sizes[number], b"\0"))
         except StorageError as error:
             self.give_up(error)
             self.entry = None
-        found |= self._loaded([number for number in absent if number not in found])
-        unreadable = [number for number in absent if number not in found]
+        found |= self._loaded([number for number in needed if number not in found])
+        unreadable = [number for number in needed if number not in found]
         return found | dict(self._computed(unreadable, given))
+
+    def _further(self, records: int) -> Iterator[int]:
+        """Those that have not been looked for. An absent one among them fills up the teacher's last pass, which takes
+        as long without it."""
+        while self._looked_for < records:
+            self._looked_for += 1
+            yield self._looked_for - 1
 
     @property
     def _unit(self) -> int:
@@ -153,19 +161,6 @@ class Recall:
         largest = max(self.plan.scales) ** 2 if self.plan.kind == "image" else 1.0
         pixels = math.prod(crop or self.dataset.size_of(0)) * largest
         return 8 if not several and 8 * pixels <= PIXELS_AT_ONCE else 2
-
-    def _records(self, units: Sequence[int]) -> list[int]:
-        return [number for unit in units for number in range(unit * self._unit, (unit + 1) * self._unit)]
-
-    def _further(self, entry: Entry, units: Sequence[int]) -> list[int]:
-        """The next units without records that fill up the teacher's last pass, which takes as long without them."""
-        found: list[int] = []
-        wanted = -len(units) % self._at_once if self._at_once else 0
-        while len(found) < wanted and self._looked_for * self._unit < entry.records:
-            unit, self._looked_for = self._looked_for, self._looked_for + 1
-            if unit not in units and entry.read(unit * self._unit) is None:
-                found.append(unit)
-        return found
 
     def _fill_rest(self, batch: int) -> None:
         """Let the teacher go where the entry is complete, and complete it where little is missing: the images that an

@@ -29,10 +29,10 @@ import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, groupby, repeat
+from itertools import accumulate, chain, groupby, islice, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -378,9 +378,10 @@ class Entry:
         return record
 
     @contextmanager
-    def filling(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+    def filling(self, numbers: Sequence[int], further: Iterable[int] = (), wanted: int = 0) -> Iterator[list[int]]:
         """Hold these records, and yield those to `write`: the ones still absent after others that were filling them are
-        done, ended, or were waited for in vain. Of one thread, one at a time. Raises StorageError."""
+        done, ended, or were waited for in vain. Also as many of the `further` ones as are `wanted`, passing over those
+        that others are filling. Of one thread, one at a time. Raises StorageError."""
         for number in numbers:
             self._refuse_number(number)
         files, held = self._opened(), set[int]()
@@ -390,7 +391,12 @@ class Entry:
                 for number in sorted(set(numbers)):  # all in one order, so that no two wait for each other
                     if self._is_to_fill(number, until):
                         held.add(number)
-            yield [number for number in dict.fromkeys(numbers) if number in held]
+                ours = [number for number in dict.fromkeys(numbers) if number in held]
+                free = (number for number in further if number not in held and self._is_to_fill(number, None))
+                for number in islice(free, wanted):
+                    held.add(number)
+                    ours.append(number)
+            yield ours
         finally:
             for number in held:
                 files.release(number)
@@ -410,15 +416,17 @@ class Entry:
             fault_point("signals.after_data")
             _write_all(files.digests, self._digest(number, content), number * DIGEST)
 
-    def _is_to_fill(self, number: int, until: float) -> bool:
-        """Whether the record is absent; it is then held."""
+    def _is_to_fill(self, number: int, until: float | None) -> bool:
+        """Whether the record is absent; it is then held. Another that fills it is waited for, or with None is not."""
         files = self._opened()
         while self._record(number) is None:
             fault_point("signals.before_hold")
-            if files.hold(number, anyway=time.monotonic() >= until):
+            if files.hold(number, anyway=until is not None and time.monotonic() >= until):
                 if self._record(number) is None:
                     return True
                 files.release(number)
+                return False
+            if until is None:
                 return False
             time.sleep(POLL_S)
         return False

@@ -202,6 +202,18 @@ def test_who_waits_for_another_that_fills_finds_the_records_there(tmp_path, kind
             assert waiting.result() == [4]
 
 
+def test_further_records_are_taken_where_they_are_absent_and_nobody_fills_them(tmp_path, kind):
+    store = Store(tmp_path, patience_s=1e6, locks=kind)
+    with fillers(tmp_path, "hold", kind) as (holder,), store.open(KEY, SIZES, {}) as entry:
+        holder.hear("ready")
+        fill(entry, [5])
+        holder.go_on()
+        holder.hear("holding")
+        candidates = iter(range(len(SIZES)))
+        with entry.filling([6, 9], candidates, 3) as ours:
+            assert ours == [6, 9, 4, 7, 8] and next(candidates) == 9, "0 to 3 are held, and 5 is there"
+
+
 def test_a_process_that_is_killed_between_a_record_and_its_digest_leaves_it_absent(tmp_path):
     with fillers(tmp_path, "fill", fault="signals.after_data@3:kill") as (filler,):
         filler.hear("ready")
