@@ -1,9 +1,10 @@
 """Eight students from one teacher and one store, beside eight without a teacher: the CPU seconds of whole processes.
 
-The store is empty at the start. The students differ in their learning rates; each has a process that trains beside
-that of the same student without a teacher, and ends with its score on val. Short trainings show the worst: what a
-teacher costs once, and what it costs each job beside its steps, is the larger share of them the shorter they are. What
-longer ones come to is computed from the parts.
+The store is empty at the start. The students differ in their learning rates, and each ends with its score on val. A
+student's process shares a core with that of the same student without a teacher, so that whatever else is done on the
+machine slows both; two cores have such a pair each. What a teacher costs once, and what it costs each job beside its
+steps, is the larger share of a training the shorter it is: what other numbers of epochs come to is computed from the
+parts.
 """
 
 from __future__ import annotations
@@ -24,67 +25,80 @@ from benchmarks.pieces import ROOT, trained
 from dsd_core.signals.store import Store
 
 STUDENTS = 8
-EPOCHS = 2
-LONGER = (5, 10, 20, 40)
+EPOCHS = 6  # as the students of `make compare`
+COMPUTED = (2, 20, 40)
+PAIRS = 2  # at once, each on a core
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    runs: dict[str, list[dict[str, float]]] = {"taught": [], "plain": []}
-    for number in range(STUDENTS):
-        schedule = {
-            "train": training(epochs=EPOCHS, learning_rate=1e-3 * (1 + number)),
-            "evaluate": {"every_epochs": EPOCHS, "batch": 8, "pictures": 0},
-        }
-        jobs = {
-            "taught": distilling(arguments.data, arguments.teacher, "image", **schedule),
-            "plain": plain(arguments.data, **schedule),
-        }
-        for name, found in side_by_side(jobs, folder, number).items():
-            runs[name].append(found)
-    taught, alone = runs["taught"], runs["plain"]
+    pairs: list[dict[str, dict[str, float]]] = []
+    cores = sorted(os.sched_getaffinity(0))[:PAIRS]
+    for first in range(0, STUDENTS, len(cores)):
+        numbers = range(first, min(first + len(cores), STUDENTS))
+        started = [
+            _started(jobs(arguments, number), folder, number, core)
+            for core, number in zip(cores, numbers, strict=False)
+        ]
+        pairs += [{name: _ended(process, out) for name, (process, out) in pair.items()} for pair in started]
+    runs = {name: [pair[name] for pair in pairs] for name in ("taught", "plain")}
     total = {name: sum(run["cpu_s"] for run in several) for name, several in runs.items()}
-    apart = [one["cpu_s"] / other["cpu_s"] for one, other in zip(taught, alone, strict=True)]
+    apart = [pair["taught"]["cpu_s"] / pair["plain"]["cpu_s"] for pair in pairs]
     whole = round(total["taught"] / total["plain"], 5)
+    computed = {str(epochs): expected(runs["taught"], runs["plain"], epochs, len(cores)) for epochs in COMPUTED}
     return {
         "setting": f"{WORDS}; signals: image; {EPOCHS} epochs",
         "figures": {
             "sweep8_over_plain": {
                 **figure(apart, of="CPU seconds"),
                 "value": whole,
-                "meaning": f"sum over sum, with {EPOCHS} epochs; the rounds are the students, the first of whom fills",
-                "by_epochs": {str(EPOCHS): whole} | {str(epochs): longer(taught, alone, epochs) for epochs in LONGER},
+                "meaning": f"sum over sum, with {EPOCHS} epochs; a round is a student, the first {len(cores)} fill",
+                "by_epochs": dict(sorted((computed | {str(EPOCHS): whole}).items(), key=lambda one: int(one[0]))),
             }
         },
         "runs": runs,
     }
 
 
-def side_by_side(jobs: dict[str, dict[str, Any]], folder: Path, number: int) -> dict[str, dict[str, float]]:
-    """Each job in a process, all at once: CPU seconds of the whole, and of its steps."""
-    processes = {}
-    for name, spec in jobs.items():
-        options = {"spec": spec, "out": str(folder / f"{name}-{number}"), "store": str(folder / "store")}
+def jobs(arguments: argparse.Namespace, number: int) -> dict[str, dict[str, Any]]:
+    """A student with the teacher, and without."""
+    schedule = {
+        "train": training(epochs=EPOCHS, learning_rate=1e-3 * (1 + number)),
+        "evaluate": {"every_epochs": EPOCHS, "batch": 8, "pictures": 0},
+    }
+    return {
+        "taught": distilling(arguments.data, arguments.teacher, "image", **schedule),
+        "plain": plain(arguments.data, **schedule),
+    }
+
+
+def _started(specs: dict[str, dict[str, Any]], folder: Path, number: int, core: int) -> dict[str, Any]:
+    """Each job's process, on one core, and the folder of its run."""
+    started = {}
+    for name, spec in specs.items():
+        out = folder / f"{name}-{number}"
+        options = {"spec": spec, "out": str(out), "store": str(folder / "store"), "core": core}
         command = [sys.executable, "-m", "benchmarks.bench.sweep", "--side", json.dumps(options)]
-        processes[name] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT)
-    found = {}
-    for name, process in processes.items():
-        _, process.returncode, used = os.wait4(process.pid, 0)
-        if process.returncode:
-            raise SystemExit(f"Student {number} ({name}) failed.")
-        steps = json.loads((folder / f"{name}-{number}" / "steps.json").read_text())
-        found[name] = {
-            "cpu_s": round(used.ru_utime + used.ru_stime, 3),
-            "steps_cpu_s": round(steps, 3),
-            "peak_mib": round(used.ru_maxrss / 1024),
-        }
-    return found
+        started[name] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT), out
+    return started
 
 
-def longer(taught: Sequence[dict[str, float]], alone: Sequence[dict[str, float]], epochs: int) -> float:
-    """The ratio with so many epochs: steps of the students who found a full store, and of those without a teacher, are
-    taken so often; what is left is taken once."""
+def _ended(process: subprocess.Popen[bytes], out: Path) -> dict[str, float]:
+    """CPU seconds of the whole, and of its steps."""
+    _, process.returncode, used = os.wait4(process.pid, 0)
+    if process.returncode:
+        raise SystemExit(f"The training in {out} failed.")
+    return {
+        "cpu_s": round(used.ru_utime + used.ru_stime, 3),
+        "steps_cpu_s": round(json.loads((out / "steps.json").read_text()), 3),
+        "peak_mib": round(used.ru_maxrss / 1024),
+    }
+
+
+def expected(taught: Sequence[dict[str, float]], alone: Sequence[dict[str, float]], epochs: int, filling: int) -> float:
+    """The ratio with so many epochs: steps of the students who found a full store, which is all but the first
+    `filling`, and of those without a teacher, are taken so often; what is left is taken once."""
     parts = []
-    for runs, steady in ((taught, taught[1:]), (alone, alone)):
+    for runs, steady in ((taught, taught[filling:]), (alone, alone)):
         epoch = statistics.median(run["steps_cpu_s"] for run in steady) / EPOCHS
         once = sum(run["cpu_s"] for run in runs) - STUDENTS * EPOCHS * epoch
         parts.append(once + STUDENTS * epochs * epoch)
@@ -92,6 +106,7 @@ def longer(taught: Sequence[dict[str, float]], alone: Sequence[dict[str, float]]
 
 
 def run(options: dict[str, Any]) -> None:
+    os.sched_setaffinity(0, {options["core"]})
     out = Path(options["out"])
     figures, _ = trained(options["spec"], out, store=Store(Path(options["store"])))
     (out / "steps.json").write_text(json.dumps(figures["train_cpu_seconds"]))

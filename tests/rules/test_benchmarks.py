@@ -143,14 +143,14 @@ def test_the_committed_bench_has_the_figures_that_are_fixed_each_with_its_spread
         assert all(one["spread"][0] <= one["value"] <= one["spread"][1] for one in figures)
 
 
-def test_longer_sweeps_cost_what_their_parts_come_to() -> None:
-    steps = 10.0 * sweep.EPOCHS  # of 10 s an epoch; 4 s beside them, with a teacher 6 s, and the first fills for 16 s
+def test_sweeps_of_other_lengths_cost_what_their_parts_come_to() -> None:
+    steps = 10.0 * sweep.EPOCHS  # of 10 s an epoch; 4 s beside them, with a teacher 6 s, and the first two fill for 8 s
     alone = [{"cpu_s": 4 + steps, "steps_cpu_s": steps}] * sweep.STUDENTS
-    taught = [{"cpu_s": 22 + steps, "steps_cpu_s": 16 + steps}]
-    taught += [{"cpu_s": 6 + steps, "steps_cpu_s": steps}] * (sweep.STUDENTS - 1)
+    taught = [{"cpu_s": 14 + steps, "steps_cpu_s": 8 + steps}] * 2
+    taught += [{"cpu_s": 6 + steps, "steps_cpu_s": steps}] * (sweep.STUDENTS - 2)
     for epochs in (1, 10, 100):
-        expected = (sweep.STUDENTS * (6 + 10 * epochs) + 16) / (sweep.STUDENTS * (4 + 10 * epochs))
-        assert sweep.longer(taught, alone, epochs) == pytest.approx(expected, abs=1e-4)
+        cost = (sweep.STUDENTS * (6 + 10 * epochs) + 16) / (sweep.STUDENTS * (4 + 10 * epochs))
+        assert sweep.expected(taught, alone, epochs, 2) == pytest.approx(cost, abs=1e-4)
 
 
 def test_students_from_image_signals_are_as_good_as_with_the_teacher_in_the_loop_over_all_seeds() -> None:
