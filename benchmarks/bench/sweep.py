@@ -95,14 +95,17 @@ def _ended(process: subprocess.Popen[bytes], out: Path) -> dict[str, float]:
 
 
 def expected(taught: Sequence[dict[str, float]], alone: Sequence[dict[str, float]], epochs: int, filling: int) -> float:
-    """The ratio with so many epochs: steps of the students who found a full store, which is all but the first
-    `filling`, and of those without a teacher, are taken so often; what is left is taken once."""
-    parts = []
-    for runs, steady in ((taught, taught[filling:]), (alone, alone)):
-        epoch = statistics.median(run["steps_cpu_s"] for run in steady) / EPOCHS
-        once = sum(run["cpu_s"] for run in runs) - STUDENTS * EPOCHS * epoch
-        parts.append(once + STUDENTS * epochs * epoch)
-    return round(parts[0] / parts[1], 5)
+    """The ratio with so many epochs. All is counted in epochs of the plain one of a pair, which makes up for a machine
+    that is faster at one time than at another; all but the first `filling` students found a full store."""
+    units = [run["steps_cpu_s"] / EPOCHS for run in alone]
+    trained = [run["steps_cpu_s"] / unit for run, unit in zip(taught, units, strict=True)]
+    epoch = statistics.median(trained[filling:]) / EPOCHS
+    filled = sum(trained[:filling]) - filling * EPOCHS * epoch
+    beside = [
+        sum((run["cpu_s"] - run["steps_cpu_s"]) / unit for run, unit in zip(runs, units, strict=True))
+        for runs in (taught, alone)
+    ]
+    return round((beside[0] + filled + STUDENTS * epochs * epoch) / (beside[1] + STUDENTS * epochs), 5)
 
 
 def run(options: dict[str, Any]) -> None:
