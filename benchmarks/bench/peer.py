@@ -1,9 +1,9 @@
 """A step with the teacher in the loop, ours and that of torchdistill from the package index.
 
-The same networks with the same weights take the same batches with the same losses and optimiser, in turn; loading is
-not in it. Before anything is timed the first losses must be equal. torchdistill is given its teacher in eval mode,
-which it does not see to itself. Images are of 256x320, to which both networks pad 240x320: padding is something only
-ours leaves out of the losses. Where torchdistill cannot be installed there are no figures.
+The same networks with the same weights take the same batches with the same losses and optimiser, on one core at the
+same time; loading is not in it. Before anything is timed the first losses must be equal. torchdistill is given its
+teacher in eval mode, which it does not see to itself. Images are of 256x320, to which both networks pad 240x320:
+padding is something only ours leaves out of the losses. Where torchdistill cannot be installed there are no figures.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import torch
 from torch import nn
 
 from benchmarks.bench.learners import learner_of
-from benchmarks.bench.measure import per_step, ratio
+from benchmarks.bench.measure import figure, per_step
 from benchmarks.bench.setting import BATCH, distilling, training
-from benchmarks.bench.turns import Pace, Side, in_turn
+from benchmarks.bench.sides import Pace, Side, together
 from dsd_core.data import open_dataset
 from dsd_core.data.loader import Batch, cached, train_batches
 from dsd_core.learner import Learner, build_student
@@ -104,11 +104,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             losses = {who: side.said["first_loss"] for who, side in sides.items()}
             if not math.isclose(*losses.values(), rel_tol=1e-5):
                 raise SystemExit(f"The first losses of {name} differ: {losses}.")
-            rounds = [in_turn(sides, STEPS) for _ in range(arguments.rounds)]
+            rounds = [together(sides, STEPS) for _ in range(arguments.rounds)]
             spent = {who: [taken[who] for taken in rounds] for who in WHO}
+            apart = [taken["theirs"].cpu / taken["ours"].cpu for taken in rounds]
             found[name] = {
                 "first_loss": losses,
-                "ratio": ratio(spent["theirs"], spent["ours"]),
+                "ratio": figure(apart, of="CPU seconds"),
                 "steps": {who: {**per_step(spent[who], STEPS), "peak_mib": round(sides[who].peak_mib)} for who in WHO},
             }
     least = min(found, key=lambda name: found[name]["ratio"]["value"])

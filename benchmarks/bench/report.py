@@ -53,7 +53,7 @@ def markdown(report: dict[str, Any]) -> str:
         "# What distilling costs",
         "",
         f"Made by `{report['command']}` on {'; '.join(machines)}. Every part runs in processes of its own with one"
-        " thread each. Ratios are of CPU seconds, of work that takes turns; in brackets the least and the greatest of"
+        " thread each. Ratios are of CPU seconds, of work that shares a core; in brackets the least and the greatest of"
         " the rounds. Memory is the most that a process held.",
         "",
         "![The ratios, and what a step takes](bench.png)",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.bench.measure import Spent
-from benchmarks.bench.turns import Pace, Side
+from benchmarks.bench.sides import Pace, Side
 from dsd_core.events import Event
 from dsd_core.signals.store import Store
 from dsd_core.spec import parse_spec

@@ -1,8 +1,8 @@
-"""Work that several processes take in turn, so that what else the machine does falls on all of them.
+"""Work of several processes that share a core, so that what else the machine does falls on all of them.
 
-The parent starts a process for each side of a comparison with `Side`, which says how many units it shall do next; the
-others wait meanwhile. Within the process `Pace` follows. Each has the memory, the allocator and the settings of a
-process of its own, as a job has.
+The parent starts a process for each side of a comparison with `Side`, which says how many units it shall do next.
+Within the process `Pace` follows. Each has the memory, the allocator and the settings of a process of its own, as a
+job has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MIB = 2**20
 
 
 class Side:
-    """A process that runs `benchmarks.bench.MODULE` with `--side` and these options, and works when it is told to."""
+    """A process that runs `benchmarks.bench.MODULE` with `--side` and these options, and works when it is told to. All
+    run on one core."""
 
     def __init__(self, module: str, options: Mapping[str, Any], **environment: str) -> None:
         command = [sys.executable, "-m", f"benchmarks.bench.{module}", "--side", json.dumps(options)]
@@ -31,6 +32,7 @@ class Side:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
         )
+        os.sched_setaffinity(self._process.pid, {min(os.sched_getaffinity(0))})
         self.said: dict[str, Any] = {}
         """What the process last said, beside what its work took."""
         self.peak_mib = 0.0
@@ -47,10 +49,13 @@ class Side:
 
     def work(self, units: int = 1) -> Spent:
         """Do so many units, and say what they took. Raises RuntimeError where the process has ended."""
+        self._ask(units)
+        return self._answer()
+
+    def _ask(self, units: int) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(f"{units}\n")
         self._process.stdin.flush()
-        return self._answer()
 
     def _answer(self) -> Spent:
         assert self._process.stdout is not None
@@ -99,10 +104,12 @@ class Pace:
         return self._left > 0
 
 
-def in_turn(sides: Mapping[str, Side], units: int, block: int = 5) -> dict[str, Spent]:
-    """What so many units of each took; they go by blocks, in an order that turns round from one block to the next."""
+def together(sides: Mapping[str, Side], units: int, block: int = 5) -> dict[str, Spent]:
+    """What so many units of each took. They go by blocks, which all sides begin at once."""
     spent = dict.fromkeys(sides, Spent())
-    for number, start in enumerate(range(0, units, block)):
-        for name in sides if number % 2 == 0 else reversed(list(sides)):
-            spent[name] += sides[name].work(min(block, units - start))
+    for start in range(0, units, block):
+        for side in sides.values():
+            side._ask(min(block, units - start))
+        for name, side in sides.items():
+            spent[name] += side._answer()
     return spent
