@@ -32,9 +32,11 @@ class Segmenter(nn.Module):
         """uint8 RGB to float32 logits NKHW of the same height and width."""
         height, width = images_N3HW.shape[-2:]
         logits = self.network(self.prepare(images_N3HW))
+        kept = logits[:, : self.classes, :height, :width].float()
         if logits.requires_grad and logits.is_contiguous(memory_format=torch.channels_last):
             logits.register_hook(_channels_last)
-        return logits[:, : self.classes, :height, :width].float()
+            return kept.contiguous()  # or each softmax in a loss would make such a copy for itself
+        return kept
 
     def padded(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what the network is given for an image of this size."""
