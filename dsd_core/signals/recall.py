@@ -139,8 +139,8 @@ class Recall:
         return found | dict(self._computed(unreadable, given))
 
     def _further(self, records: int) -> Iterator[int]:
-        """Those that have not been looked for. An absent one among them fills up the teacher's last pass, which takes
-        as long without it."""
+        """Numbers of records not looked for yet, each once. Absent ones fill up the teacher's last pass, which takes as
+        long without them."""
         while self._looked_for < records:
             self._looked_for += 1
             yield self._looked_for - 1

@@ -417,7 +417,7 @@ class Entry:
             _write_all(files.digests, self._digest(number, content), number * DIGEST)
 
     def _is_to_fill(self, number: int, until: float | None) -> bool:
-        """Whether the record is absent; it is then held. Another that fills it is waited for, or with None is not."""
+        """Whether the record is absent; it is then held. Another that fills it is waited for `until` then, or never."""
         files = self._opened()
         while self._record(number) is None:
             fault_point("signals.before_hold")
