@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from dsd_core.distill.lazy import F, ops
+from dsd_core.distill.lazy import ops
 from dsd_core.distill.loss import LogitLoss, Seen
 from dsd_core.parts import Temperature
 
@@ -37,6 +37,4 @@ def kd(
     """
     ops.refuse_other_channels(student_logits, teacher_logits, "KD")
     student, teacher = ops.on_one_grid(student_logits, teacher_logits)
-    log_p_S, log_p_T = ((logits / temperature).log_softmax(dim=1) for logits in (student, teacher))
-    per_pixel = F.kl_div(log_p_S, log_p_T, reduction="none", log_target=True).sum(dim=1)
-    return temperature**2 * ops.masked_mean(per_pixel, ops.valid_on(valid, student))
+    return temperature**2 * ops.divergence(student, teacher, temperature, ops.valid_on(valid, student))
