@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from dsd_core.models import build
@@ -111,3 +112,34 @@ def test_a_norm_stays_where_another_than_it_sees_the_convolution() -> None:
 def test_a_norm_that_trains_is_not_folded() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     assert fold_norms(network, lambda: network(torch.rand(2, 3, 4, 4))) == []
+
+
+class Activated(nn.Module):
+    """timm's norms with activations, of which two are one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.norms = nn.ModuleList(BatchNormAct2d(3, act_layer=nn.ReLU6, inplace=False) for _ in range(3))
+        self.norms[2].act = self.norms[1].act
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x))
+        return x
+
+
+def test_an_activation_of_one_norm_writes_over_its_convolution() -> None:
+    network, image = Activated().eval(), torch.rand(1, 3, 8, 8) * 9
+    expected = network(image)
+    assert len(fold_norms(network, lambda: network(image))) == 3
+    after = outputs(network, image)
+    torch.testing.assert_close(after[""], expected)
+    written_over = [after[f"convs.{at}"].data_ptr() == after[f"norms.{at}"].data_ptr() for at in range(3)]
+    assert written_over == [True, False, False]
+
+
+def test_an_activation_leaves_a_convolution_that_is_looked_at_alone() -> None:
+    network, image = Activated().eval(), torch.rand(1, 3, 8, 8) * 9
+    fold_norms(network, lambda: network(image), keep=[network.convs[0]])
+    assert not network.norms[0].act.inplace
