@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsd_core.models.folding import fold_norms
 from dsd_core.models.pointwise import route_pointwise
+from dsd_core.models.same_padding import pad_in_kernels
 from dsd_core.models.taps import Taps, run_to_last
 
 SMALL = 64  # pixels, the side of an image that every network can take
@@ -51,11 +52,13 @@ class Frozen(nn.Module):
 
     def settle(self, tapped: Iterable[str]) -> None:
         """Make passes cheaper for good, with the same outputs up to rounding: convolutions take in the norms after
-        them, but for those among the taps, and on one CPU thread oneDNN computes the 1x1 ones."""
+        them, but for those among the taps, on a CPU depthwise ones pad by themselves, and on one CPU thread oneDNN
+        computes the 1x1 ones."""
         self._tapped = tuple(tapped)
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             image_N3HW = torch.zeros(1, 3, SMALL, SMALL, dtype=torch.uint8, device=next(self.parameters()).device)
             fold_norms(self, lambda: self(image_N3HW), Taps(self.network, self._tapped).modules)
+        pad_in_kernels(self)
         route_pointwise(self)
 
     def run_to_taps(self, images_N3HW: Tensor, taps: Iterable[Taps]) -> None:

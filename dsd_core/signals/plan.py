@@ -13,7 +13,7 @@ from dsd_core.errors import SpecError
 from dsd_core.legs import seeds_of
 from dsd_core.spec import JobSpec
 
-FORMAT = 3
+FORMAT = 4
 """Counts up whenever the same teacher and image would give other bytes."""
 
 
