@@ -128,11 +128,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object")] = False,
 ) -> None:
     """Score a weights file or an exported student on a split: mIoU, accuracies, IoU of each class, boundary IoU."""
-    from dsd_core.data import open_dataset
-    from dsd_core.data.loader import eval_batches
-    from dsd_core.evaluate import evaluate as score_on
-    from dsd_core.inference import predictor as looking
-    from dsd_core.predict import open_predictor
     from dsd_core.spec import parse_evaluation
 
     options = parse_evaluation(
@@ -146,7 +141,16 @@ def evaluate(
             "batch": batch,
         }
     )
-    data = open_dataset(dataset, root, split, _parse_size(size))
+    height_width = _parse_size(size)
+
+    # These take seconds, which wrong arguments need not wait for.
+    from dsd_core.data import open_dataset
+    from dsd_core.data.loader import eval_batches
+    from dsd_core.evaluate import evaluate as score_on
+    from dsd_core.inference import predictor as looking
+    from dsd_core.predict import open_predictor
+
+    data = open_dataset(dataset, root, split, height_width)
     predictor = open_predictor(weights, network, preprocess, model, classes=data.classes, threads=threads)
     logits_of, batches = looking(predictor.logits, options), eval_batches(data, options.batch)
     score, images, seconds = score_on(logits_of, batches, data.classes, boundary=options.boundary)
