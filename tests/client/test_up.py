@@ -42,6 +42,7 @@ def test_ctrl_c_stops_everything_in_good_order_and_leaves_no_process(start: Call
     assert running(up.home) is None
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_supervisor_leaves_no_process(start: Callable[..., Up]) -> None:
     up = start()
     up.ready()

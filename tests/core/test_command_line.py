@@ -110,6 +110,7 @@ def test_a_run_that_is_killed_while_it_keeps_signals_ends_as_one_that_found_them
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_trained_student_is_scored_in_a_run_folder_by_the_file_that_is_given(tmp_path):
     job = write(parse_spec({"kind": "evaluate", "name": "x", "dataset": SMALL, "student": {"job": "b2"}}), tmp_path)
     student = save_teacher(tmp_path)
@@ -235,6 +236,7 @@ def test_espnet_with_the_published_camvid_weights_scores_what_was_measured_elsew
     assert score["pixel_accuracy"] == pytest.approx(0.9330, abs=0.001)
 
 
+@pytest.mark.slow
 def test_inspect_prints_one_json_object_and_an_unknown_network_is_an_error_with_near_names():
     found = json.loads(run("inspect", "enet", "--classes", "11", "--size", "360x480", "--json").stdout)
     assert (found["size"], found["classes"], found["weights"]) == ([360, 480], 11, [])
@@ -255,6 +257,7 @@ def test_convert_turns_a_checkpoint_into_safetensors_and_says_what_it_wrote(tmp_
     assert again.returncode == 66 and "w.pt cannot be converted" in again.stderr and "Traceback" not in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F6")
 def test_a_run_tells_its_stacks_on_sigusr1_and_ends_with_its_best_student_on_sigusr2(tmp_path):
     root = tiny_camvid(tmp_path / "CamVid")

@@ -62,6 +62,7 @@ def test_the_phases_of_a_distilling_step_are_those_of_its_training_and_sum_to_th
     assert found.limits and (found.teacher_passes is None) == (signals == "off")
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_has_the_operations_of_a_whole_one() -> None:
     counts = {parts: profile(small_spec(train__batch=4, train__accumulate=parts), steps=1) for parts in (1, 2)}
     assert counts[1].flops_per_step == counts[2].flops_per_step > 0

@@ -71,7 +71,7 @@ def expect_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.allclose(found[name], value, rtol=1e-3, atol=1e-5), name
 
 
-@pytest.mark.parametrize(("size", "parts"), [(3, 1), (5, 2)])
+@pytest.mark.parametrize(("size", "parts"), [(3, 1), pytest.param(5, 2, marks=pytest.mark.slow)])
 def test_two_processes_come_to_the_terms_and_gradients_of_the_whole_batch(
     size: int, parts: int, tmp_path: Path
 ) -> None:

@@ -153,7 +153,10 @@ def test_the_checksums_match_the_files(finished):
         assert len(data) == file.bytes and hashlib.sha256(data).hexdigest() == file.sha256
 
 
-@pytest.mark.parametrize("stop_at", [[3], [6], [8], [2, 5, 9, 11]])
+MORE_STOPS = ([6], [8], [2, 5, 9, 11])
+
+
+@pytest.mark.parametrize("stop_at", [[3], *(pytest.param(steps, marks=pytest.mark.slow) for steps in MORE_STOPS)])
 def test_an_interrupted_run_ends_with_the_very_same_weights(stop_at, finished, teacher, tmp_path):
     _, uninterrupted, _ = finished
     spec = small_spec(teacher, baseline=True)
@@ -208,6 +211,7 @@ def test_each_seed_trains_baseline_then_student_and_counts_steps_over_all_of_the
     assert {event.seed for event in events if isinstance(event, Picture)} == {None, 1}
 
 
+@pytest.mark.slow
 def test_a_seed_of_several_trains_as_it_does_alone(two_seeds, teacher, tmp_path):
     result, out, _ = two_seeds
     alone = {}
@@ -321,6 +325,7 @@ def test_the_comparison_of_resumed_runs_notices_a_part_that_was_not_restored(lef
     assert not all(torch.equal(a, b) for a, b in zip(resumed(left_out), expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_spec_or_teacher_is_not_resumed(teacher, tmp_path):
     spec = small_spec(teacher, train__batch=120)
     train(spec, tmp_path, lambda event: None)
@@ -331,6 +336,7 @@ def test_a_folder_of_another_spec_or_teacher_is_not_resumed(teacher, tmp_path):
         train(spec, tmp_path, lambda event: None, teacher_weights=other)
 
 
+@pytest.mark.slow
 def test_a_job_that_was_renamed_and_moved_to_another_place_in_the_queue_is_resumed(teacher, tmp_path):
     train(small_spec(teacher, train__batch=120), tmp_path, lambda event: None)
     seen = []

@@ -61,6 +61,7 @@ def test_a_student_is_scored_as_the_options_say_and_nothing_is_written(weights: 
     assert not (tmp_path / "student").exists()
 
 
+@pytest.mark.slow
 def test_an_export_is_the_student_at_the_size_it_was_asked_for_and_is_scored_alike(
     weights: Path, tmp_path: Path
 ) -> None:

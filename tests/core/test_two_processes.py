@@ -71,6 +71,7 @@ def curve(events: list) -> list[dict[str, float]]:
     return [event.losses for event in events if isinstance(event, Progress)]
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_has_the_loss_curve_of_whole_ones(tmp_path):
     curves = {}
     for parts in (1, 2):

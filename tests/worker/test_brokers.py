@@ -117,6 +117,7 @@ def test_a_locked_down_broker_over_tcp_runs_jobs(service: Service, locked: Locke
     assert foreign == []
 
 
+@pytest.mark.slow
 def test_a_broker_behind_tls_runs_jobs(
     service: Service, locked: LockedValkey, certificates: Certificates, tmp_path: Path
 ) -> None:

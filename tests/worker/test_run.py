@@ -307,6 +307,7 @@ def test_a_job_within_its_memory_is_left_alone(service: Service) -> None:
     assert service.run(job) == Reason.MAX_RUNTIME
 
 
+@pytest.mark.slow
 def test_a_job_whose_database_stays_away_writes_a_checkpoint_and_is_left_to_the_controller(
     service: Service, in_background: Start
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_training_process_that_is_killed_is_missed_within_a_second_and_leaves_
     assert service.row(job).attempt == 2
 
 
+@pytest.mark.slow
 @pytest.mark.fault("F41")
 def test_a_job_that_kills_its_worker_each_time_is_tried_as_often_as_it_may_be_and_others_go_on(
     service: Service, fleet: Fleet

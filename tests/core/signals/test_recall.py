@@ -222,6 +222,7 @@ def test_jobs_that_differ_in_what_the_teacher_does_not_see_share_its_signals(cha
     assert Told(job(**SHARED[change]), tmp_path / "second", first[1]).counts[1:] == (0, 0)
 
 
+@pytest.mark.slow
 def test_all_seeds_of_a_job_pay_the_teacher_once(job, tmp_path) -> None:
     for kind in KINDS.values():
         seeds = Told(job(**kind, seeds=[0, 1, 2]), tmp_path / str(kind), Store(tmp_path / "store"))
