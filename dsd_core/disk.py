@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dsd_core.errors import StorageError
@@ -77,3 +79,12 @@ def storage_error(error: OSError, where: Path) -> StorageError:
     return StorageError(
         f"{where} cannot be written: {error.strerror or error}.", hint="Check the disk and the folder's permissions."
     )
+
+
+@contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Raise StorageError in the place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, where) from error

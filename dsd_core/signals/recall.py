@@ -22,10 +22,10 @@ from dsd_core.distill.teaching import Teaching
 from dsd_core.errors import StorageError
 from dsd_core.inference import scaled
 from dsd_core.phases import phase
+from dsd_core.signals.entry import Entry
 from dsd_core.signals.plan import Plan
 from dsd_core.signals.record import Shapes, capacity, decode, encode, header_of
 from dsd_core.signals.sampling import sample
-from dsd_core.signals.store import Entry
 from dsd_core.spec import Augment
 
 Record = memoryview | bytes

@@ -230,28 +230,28 @@ MUTANTS = (
     ),
     Mutant(
         "a record is served whatever its digest says",
-        "dsd_core/signals/store.py",
+        "dsd_core/signals/entry.py",
         "record is not None and self._digest(number, record) == digest",
         "record is not None",
         (f"{SIGNALS}::test_a_flipped_bit_is_never_served_and_is_mended_by_filling[data]",),
     ),
     Mutant(
         "a digest does not know whose it is",
-        "dsd_core/signals/store.py",
+        "dsd_core/signals/entry.py",
         "xxhash.xxh3_128(self.key.encode(), seed=number)",
         "xxhash.xxh3_128(self.key.encode())",
         (f"{SIGNALS}::test_a_record_in_the_place_of_another_is_not_served",),
     ),
     Mutant(
         "a record is filled without its lock",
-        "dsd_core/signals/store.py",
+        "dsd_core/signals/entry.py",
         "mine = not self._held[number] and self._lock.try_lock(1 + number, exclusive=True)",
         "mine = True",
         (f"{SIGNALS}::test_processes_that_fill_one_entry_fill_each_record_once[{LOCKS.__name__}]",),
     ),
     Mutant(
         "a record that another has filled meanwhile is written over",
-        "dsd_core/signals/store.py",
+        "dsd_core/signals/entry.py",
         "            if self._record(number) is not None:  # by one",
         "            if False:  # by one",
         (
@@ -262,8 +262,8 @@ MUTANTS = (
     Mutant(
         "an entry that came into use is removed",
         "dsd_core/signals/store.py",
-        "if not lock.try_lock(IN_USE, exclusive=True) or not _is_locked(path, lock):",
-        "if not _is_locked(path, lock):",
+        "if not lock.try_lock(IN_USE, exclusive=True) or not is_locked(path, lock):",
+        "if not is_locked(path, lock):",
         (f"{SIGNALS}::test_an_entry_that_is_opened_while_it_is_removed_stays[{LOCKS.__name__}]",),
     ),
 )

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from dsd_core.signals import locks
-from dsd_core.signals.store import Entry, Store
+from dsd_core.signals.entry import Entry
+from dsd_core.signals.store import Store
 
 SIZES = tuple(20 + 7 * (number % 5) for number in range(16))
 KEY = "c0ffee"
