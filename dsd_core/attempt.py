@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from dsd_core.disk import UNWRITABLE, storage_error
+from dsd_core.disk import UNWRITABLE, storage_error, storage_errors
 from dsd_core.errors import DsdError, Interrupted, OutOfMemoryError, PeerLostError
 from dsd_core.events import Event, EventFile, Failed, Finished
 from dsd_core.fault_points import fault_point
@@ -63,12 +63,10 @@ def run_attempt(
     heard = Heard()
     spec = load_spec(job)
     rank = int(os.environ.get("RANK", "0"))
-    try:
+    with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         _failure_file(out, rank).unlink(missing_ok=True)
         tell = _first_of_all(spec, out) if rank == 0 else _tell_nobody
-    except OSError as error:
-        raise storage_error(error, out) from error
     try:
         from dsd_core import dist  # here, for torch takes seconds to load, and a wrong job file should not wait
         from dsd_core.train import fit

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dsd_core.disk import storage_error
+from dsd_core.disk import storage_error, storage_errors
 from dsd_core.errors import DsdError
 from dsd_core.events import Cost, FileInfo, Note, Result, Score, SeedResult
 from dsd_core.models.cost import count_flops, deployed_params, latency_ms
@@ -147,11 +147,9 @@ def measure_cost(segmenter: nn.Module, network: NetworkSpec, classes: int, size:
 def write_result(out: Path, result: Result) -> None:
     """Write result.json, whole or not at all. Raises StorageError."""
     partial = out / "result.json.tmp"
-    try:
+    with storage_errors(out):
         partial.write_text(result.model_dump_json(indent=1))
         os.replace(partial, out / "result.json")
-    except OSError as error:
-        raise storage_error(error, out) from error
 
 
 def file_info(path: Path) -> FileInfo:
