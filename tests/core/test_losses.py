@@ -290,21 +290,6 @@ def test_at_does_not_depend_on_the_resolution_when_it_sums() -> None:
     assert L.at(*finer, reduction="mean").item() == pytest.approx(L.at(student, teacher, reduction="mean").item() / 16)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 150, 130), (15, 3, 40, 40), (1, 4, 3, 20_000)], ids=str)
-@pytest.mark.parametrize("last", [False, True], ids=["in rows", "channels last"])
-def test_kd_of_maps_computed_in_blocks_has_the_value_and_gradient_of_log_softmaxes(shape, last) -> None:
-    student, teacher = (2 * logits for logits in maps(shape, shape, seed=3))
-    if last:
-        student = student.contiguous(memory_format=torch.channels_last)
-    valid = torch.rand(shape[0], *shape[2:], generator=torch.Generator().manual_seed(4)) > 0.3
-    leaf, other = (student.clone().requires_grad_() for _ in range(2))
-    loss = L.kd(leaf, teacher, temperature=2.0, valid=valid)
-    log_p_S, log_p_T = ((logits / 2.0).log_softmax(dim=1) for logits in (other, teacher))
-    expected = 4.0 * F.kl_div(log_p_S, log_p_T, reduction="none", log_target=True).sum(dim=1)[valid].mean()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    torch.testing.assert_close(*(torch.autograd.grad(3 * one, x)[0] for one, x in ((loss, leaf), (expected, other))))
-
-
 # --- SKD --------------------------------------------------------------------------------------------------------------
 
 
