@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from dsd_core.cores import usable_cores
 from dsd_core.data.class_list import rainbow
 from dsd_core.errors import DataError, SpecError, WeightsError
 from dsd_core.models.onnx_session import onnx_session
@@ -48,7 +48,7 @@ def open_predictor(
     `network` is a short form, a constructor call or the JSON of a NetworkSpec. `classes` is what the dataset has; None
     takes all outputs. Raises SpecError or WeightsError.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or usable_cores())
     if (weights is None) == (model is None):
         raise SpecError("Give exactly one of --weights (safetensors) and --model (ONNX).")
     path = weights or model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -13,6 +12,7 @@ import torch
 from dsd_core import checkpoint, dist
 from dsd_core.allocator import keep_freed_memory
 from dsd_core.check import refuse_unfit_images
+from dsd_core.cores import usable_cores
 from dsd_core.data import open_dataset
 from dsd_core.data.loader import cached
 from dsd_core.data.scan import scan
@@ -51,7 +51,7 @@ def prepare(
     """Step 0: read all data once, load the teacher and build a student, so that what cannot work fails within
     seconds."""
     keep_freed_memory()
-    torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // dist.world()))
+    torch.set_num_threads(spec.train.threads or max(1, usable_cores() // dist.world()))
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, pulse = spec.dataset, Pulse(out / "pulse") if dist.is_first() else silence

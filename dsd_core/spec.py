@@ -202,7 +202,7 @@ class Training(Part):
     loaders: Annotated[int, Field(ge=0, le=64)] = 0
     """Loader processes; 0 loads in the training process."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """CPU threads of torch; None takes all cores. Results are bit-identical only for the same number."""
+    """CPU threads of torch; None takes all cores it may use. Results are bit-identical only for the same number."""
     accumulate: Annotated[int, Field(ge=1, le=4096)] = 1
     """The batch is computed in this many parts, one after the other, and its gradient is their sum: one optimiser step
     in the memory of a part. Terms are those of the whole batch; batch normalisation sees a part."""

@@ -5,7 +5,6 @@ Both are short and have no checkpoint: one that is stopped starts again from the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from dsd_core.check import refuse_unlabelled
+from dsd_core.cores import usable_cores
 from dsd_core.data import Dataset, open_dataset
 from dsd_core.data.loader import cached
 from dsd_core.data.scan import scan
@@ -122,7 +122,7 @@ def _scored(
 
 def _open(spec: JobSpec, weights: Path | None, tell: Callable[[int], None]) -> Trained:
     """Everything that can fail within seconds: the split is read once, and the student loaded."""
-    torch.set_num_threads(spec.train.threads or os.cpu_count() or 1)
+    torch.set_num_threads(spec.train.threads or usable_cores())
     torch.backends.cudnn.benchmark = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = spec.dataset

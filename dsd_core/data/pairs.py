@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from dsd_core.cores import usable_cores
 from dsd_core.data.dataset import IGNORE, SPLITS, Dataset, Item, Size, resized
 from dsd_core.data.image_file import image_size, read_image
 from dsd_core.data.labels import FIELD, Labels
@@ -82,7 +83,7 @@ class PairedImages(Dataset):
     def fingerprint(self) -> str:
         names = "\n".join(self.names).encode(errors="surrogateescape")
         total = hashlib.sha256(f"{self._kind} {self.split}\n".encode() + names)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for digests in pool.map(self.digests, range(len(self))):
                 total.update(b"".join(digests))
         return total.hexdigest()

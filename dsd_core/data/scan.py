@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from dsd_core.cores import usable_cores
 from dsd_core.data.dataset import IGNORE, Dataset, Size
 from dsd_core.errors import LISTED_NAMES, DataError, listed
 
@@ -139,7 +139,7 @@ def _looks(dataset: Dataset, deadline: float, hashed: bool) -> Iterator[tuple[np
         # Pillow counts bytes as they are; numpy's bincount would first widen each to eight
         return np.array(Image.fromarray(label_HW).histogram(), dtype=np.int64), (height, width)
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+    with ThreadPoolExecutor(min(usable_cores(), MOST_THREADS)) as pool:
         for start in range(0, len(dataset), AHEAD):
             yield from pool.map(look, range(start, min(start + AHEAD, len(dataset))))
 
