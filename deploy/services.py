@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.home import UpError
+from dsd_core.cores import THREADS, usable_cores
 from jobs.settings import Settings
 from worker.machine import chosen, gpus, shares
 
@@ -104,19 +105,22 @@ def controller() -> Service:
 
 
 def workers(home: Path, settings: Settings) -> list[Service]:
-    """The workers of this machine, each with GPUs of its own where there are any. Raises NoSuchDevice."""
+    """The workers of this machine, each with GPUs of its own where there are any, and several on the CPU with their
+    share of its cores. Raises NoSuchDevice, or SpecError for DSD_THREADS."""
     devices = shares(chosen(settings.devices, gpus()), settings.workers)
-    return [_worker(number, home, settings, share) for number, share in enumerate(devices, start=1)]
+    threads = max(1, usable_cores() // max(1, devices.count("cpu")))
+    return [_worker(number, home, settings, share, threads) for number, share in enumerate(devices, start=1)]
 
 
-def _worker(number: int, home: Path, settings: Settings, devices: str) -> Service:
+def _worker(number: int, home: Path, settings: Settings, devices: str, threads: int) -> Service:
     """One Celery worker with one slot; its node name is unique among all homes that share a broker."""
     where = hashlib.sha256(os.fsencode(home)).hexdigest()[:6]
     argv = (
         *(*PYTHON, "celery", "-A", "worker.tasks", "worker", "-P", "prefork", "-c", "1", "-O", "fair"),
         *("--without-gossip", "--without-mingle", "--loglevel", "INFO", "-n", f"worker-{number}-{where}@%h"),
     )
-    return Service(f"worker-{number}", argv, {"DSD_DEVICES": devices}, stop_s=settings.grace_s + 15.0)
+    env = {"DSD_DEVICES": devices} | ({THREADS: str(threads)} if devices == "cpu" else {})
+    return Service(f"worker-{number}", argv, env, stop_s=settings.grace_s + 15.0)
 
 
 def _answers(url: str) -> bool:

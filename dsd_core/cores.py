@@ -7,16 +7,27 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from dsd_core.errors import SpecError
+
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+THREADS = "DSD_THREADS"
 
 
 def usable_cores(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int:
-    """The cores this process may run on, or as many as the quota of its control groups comes to where that is less."""
+    """The cores this process may run on, or fewer: as many as the quota of its control groups comes to, and no more
+    than DSD_THREADS. Raises SpecError where that is no such number."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [_quota_v2(cgroups / group / "cpu.max") for group in _groups(own_cgroup)]
     quotas.append(_quota_v1(cgroups / "cpu"))
-    return max(1, min([allowed, *(math.ceil(cores) for cores in quotas if cores is not None)]))
+    return max(1, min([allowed, *_said(), *(math.ceil(cores) for cores in quotas if cores is not None)]))
+
+
+def _said() -> list[int]:
+    said = os.environ.get(THREADS, "")
+    if said and (not said.isdecimal() or int(said) < 1):
+        raise SpecError(f"{THREADS} is {said!r}, which is no number of threads.", hint="Write 1 or more, or unset it.")
+    return [int(said)] if said else []
 
 
 def _groups(own_cgroup: Path) -> list[Path]:

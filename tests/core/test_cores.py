@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsd_core.cores import usable_cores
+from dsd_core.errors import SpecError
 
 MANY = len(os.sched_getaffinity(0))
 
@@ -55,6 +56,17 @@ def test_a_quota_of_a_core_or_less_is_one_core(files, group, tmp_path) -> None:
 def test_without_a_quota_they_are_those_the_process_may_run_on(files, tmp_path) -> None:
     assert usable_cores(*machine(tmp_path, files)) == MANY
     assert usable_cores(tmp_path / "none", tmp_path / "none") == MANY
+
+
+def test_no_more_are_used_than_dsd_threads_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSD_THREADS", "1")
+    assert usable_cores() == 1
+    monkeypatch.setenv("DSD_THREADS", str(MANY + 1))
+    assert usable_cores() == MANY
+    for wrong in ("0", "many", "-1", "1.5"):
+        monkeypatch.setenv("DSD_THREADS", wrong)
+        with pytest.raises(SpecError, match="no number of threads"):
+            usable_cores()
 
 
 def test_a_process_that_is_kept_to_one_core_takes_one_thread() -> None:

@@ -82,6 +82,21 @@ def test_dsd_up_gives_each_worker_gpus_of_its_own(tmp_path: Path) -> None:
         devices(devices="2")
 
 
+def test_dsd_up_deals_the_cores_out_among_the_workers_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def threads(workers: int) -> list[str]:
+        settings = Settings(home=tmp_path, workers=workers, devices="cpu")
+        return [service.env["DSD_THREADS"] for service in services.workers(tmp_path, settings)]
+
+    monkeypatch.delenv("DSD_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert threads(1) == [str(cores)]
+    assert threads(2 * cores) == ["1"] * 2 * cores
+    monkeypatch.setenv("DSD_THREADS", "1")
+    assert threads(1) == ["1"]
+
+
 @pytest.mark.usefixtures("two_gpus")
 def test_a_worker_on_gpus_offers_the_memory_of_the_smallest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer = offer_of(Settings(home=tmp_path), "one@here")
