@@ -129,6 +129,7 @@ def evaluate(
 ) -> None:
     """Score a weights file or an exported student on a split: mIoU, accuracies, IoU of each class, boundary IoU."""
     from dsd_core.spec import parse_evaluation
+    from dsd_core.weights import given_file
 
     options = parse_evaluation(
         {
@@ -142,6 +143,7 @@ def evaluate(
         }
     )
     height_width = _parse_size(size)
+    given_file(weights, model)
 
     # These take seconds, which wrong arguments need not wait for.
     from dsd_core.data import open_dataset
@@ -183,6 +185,9 @@ def predict(
     ] = False,
 ) -> None:
     """Segment one image and write the mask as a PNG of the image's own size."""
+    from dsd_core.weights import given_file
+
+    given_file(weights, model)  # first, for torch takes seconds to load
     from dsd_core.predict import open_predictor, segment_file
 
     predictor = open_predictor(weights, network, preprocess, model, threads=threads)

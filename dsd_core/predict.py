@@ -19,7 +19,7 @@ from dsd_core.models.onnx_session import onnx_session
 from dsd_core.models.sidecar import network_from_text
 from dsd_core.pictures import Palette, colour, overlay
 from dsd_core.teacher import load_segmenter
-from dsd_core.weights import describe_weights, named_preprocess
+from dsd_core.weights import describe_weights, given_file, named_preprocess
 
 STYLES = ("overlay", "colours", "ids")
 
@@ -49,12 +49,7 @@ def open_predictor(
     takes all outputs. Raises SpecError or WeightsError.
     """
     torch.set_num_threads(threads or usable_cores())
-    if (weights is None) == (model is None):
-        raise SpecError("Give exactly one of --weights (safetensors) and --model (ONNX).")
-    path = weights or model
-    assert path is not None
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}.")
+    path = given_file(weights, model)
     config_file = path.parent / "config.json"
     config = json.loads(config_file.read_text()) if config_file.is_file() else {}
     palette = [tuple(rgb) for rgb in config.get("palette", [])]

@@ -15,6 +15,16 @@ from dsd_core.network_spec import NetworkSpec, Preprocess
 _SAME_CLASSES = "Both must have the same classes in the same order; one more output, void, is left out."
 
 
+def given_file(weights: Path | None, model: Path | None) -> Path:
+    """The one that is given of a safetensors and an ONNX file. Raises SpecError, or WeightsError where it is not
+    there."""
+    if (path := weights or model) is None or (weights and model):
+        raise SpecError("Give exactly one of --weights (safetensors) and --model (ONNX).")
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}.")
+    return path
+
+
 def describe_weights(
     weights: Path, network: NetworkSpec | None, preprocess: Preprocess | None, *, field: str = "/teacher"
 ) -> tuple[NetworkSpec, Preprocess]:

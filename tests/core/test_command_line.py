@@ -188,7 +188,7 @@ def test_evaluate_and_predict_take_weights_or_the_exported_student(tmp_path):
     [
         (("--dataset", "streets"), 78, "exactly one of --weights"),
         (("--dataset", "streets", "--weights", "none.safetensors"), 66, "There is no file none.safetensors"),
-        (("--dataset", "street", "--model", "none.onnx"), 78, "Did you mean: streets"),
+        (("--dataset", "street", "--model", __file__), 78, "Did you mean: streets"),
         (("--dataset", "streets", "--size", "big", "--model", "x.onnx"), 78, "Write HEIGHTxWIDTH"),
         (
             ("--dataset", "streets", "--scales", "1,two", "--model", "x.onnx"),
