@@ -31,6 +31,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
         up.process.communicate()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_everything_in_good_order_and_leaves_no_process(start: Callable[..., Up]) -> None:
     up = start()
     address = up.ready()

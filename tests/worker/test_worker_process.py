@@ -71,7 +71,9 @@ def test_a_pool_process_that_is_killed_costs_an_attempt_and_its_worker_lives_on(
     assert worker.poll() is None
 
 
-@pytest.mark.parametrize("everyone", [False, True], ids=["main_process", "all_processes"])
+@pytest.mark.parametrize(
+    "everyone", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["main_process", "all_processes"]
+)
 @pytest.mark.fault("F4")
 def test_a_worker_that_is_terminated_gives_its_job_back_and_ends(
     service: Service, fleet: Fleet, everyone: bool
@@ -136,6 +138,7 @@ def test_a_job_runs_where_its_label_is_though_its_message_went_elsewhere(service
     assert service.row(job).worker == "celery@labelled"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_emptied_leaves_messages_to_others_until_it_may_go_on(service: Service, fleet: Fleet) -> None:
     worker = fleet.worker("one")
     until(lambda: service.workers())
