@@ -108,7 +108,7 @@ def workers(home: Path, settings: Settings) -> list[Service]:
     """The workers of this machine, each with GPUs of its own where there are any, and several on the CPU with their
     share of its cores. Raises NoSuchDevice, or SpecError for DSD_THREADS."""
     devices = shares(chosen(settings.devices, gpus()), settings.workers)
-    threads = max(1, usable_cores() // max(1, devices.count("cpu")))
+    threads = usable_cores(among=max(1, devices.count("cpu")))
     return [_worker(number, home, settings, share, threads) for number, share in enumerate(devices, start=1)]
 
 

@@ -14,13 +14,15 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 THREADS = "DSD_THREADS"
 
 
-def usable_cores(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int:
-    """The cores this process may run on, or fewer: as many as the quota of its control groups comes to, and no more
-    than DSD_THREADS. Raises SpecError where that is no such number."""
+def usable_cores(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP, *, among: int = 1) -> int:
+    """The cores this process may run on, or fewer: as many as the quota of its control groups comes to. Of these an
+    equal share where they are divided `among` several, and no more than DSD_THREADS; at least 1. Raises SpecError where
+    that is no such number."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [_quota_v2(cgroups / group / "cpu.max") for group in _groups(own_cgroup)]
     quotas.append(_quota_v1(cgroups / "cpu"))
-    return max(1, min([allowed, *_said(), *(math.ceil(cores) for cores in quotas if cores is not None)]))
+    cores = min([allowed, *(math.ceil(quota) for quota in quotas if quota is not None)])
+    return max(1, min([cores // among, *_said()]))
 
 
 def _said() -> list[int]:

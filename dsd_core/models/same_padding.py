@@ -25,6 +25,6 @@ def pad_in_kernels(network: nn.Module) -> None:
     """Turn timm's depthwise convolutions that copy their input to pad it into those that do not, on a CPU: the copy
     takes up to six times as long as the convolution. With other convolutions the longer kernel would cost as much."""
     for module in network.modules():
-        depthwise = isinstance(module, Conv2dSame) and module.groups == module.in_channels
+        depthwise = type(module) is Conv2dSame and module.groups == module.in_channels
         if depthwise and module.dilation == (1, 1) and module.weight.device.type == "cpu":
             module.__class__ = DepthwiseSame

@@ -29,7 +29,7 @@ def some_of(shape: tuple[int, ...]) -> Tensor:
     return torch.rand(shape[0], *shape[2:], generator=torch.Generator().manual_seed(4)) > 0.3
 
 
-def compare(ours: Callable[[Tensor], Tensor], formula: Callable[[Tensor], Tensor], student: Tensor) -> None:
+def assert_alike(ours: Callable[[Tensor], Tensor], formula: Callable[[Tensor], Tensor], student: Tensor) -> None:
     """Value and gradient."""
     leaves = [student.clone().requires_grad_() for _ in range(2)]
     found = [function(leaf) for function, leaf in zip((ours, formula), leaves, strict=True)]
@@ -50,7 +50,7 @@ def test_kd_is_the_divergence_of_two_log_softmaxes(shape, layout) -> None:
         return 4.0 * F.kl_div(log_p_S, log_p_T, reduction="none", log_target=True).sum(dim=1)[valid].mean()
 
     ours = student.contiguous(memory_format=layout)
-    compare(lambda student: kd(student, teacher, temperature=2.0, valid=valid), formula, ours)
+    assert_alike(lambda student: kd(student, teacher, temperature=2.0, valid=valid), formula, ours)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -64,4 +64,4 @@ def test_class_correlation_is_of_the_softmaxes_directions(shape, masked) -> None
         directions = F.normalize((q if valid is None else q * valid.unsqueeze(1)).flatten(2), dim=2)
         return directions @ directions.transpose(1, 2)
 
-    compare(lambda student: class_correlation(student, 3.0, valid), formula, student)
+    assert_alike(lambda student: class_correlation(student, 3.0, valid), formula, student)

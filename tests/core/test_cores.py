@@ -63,6 +63,9 @@ def test_no_more_are_used_than_dsd_threads_says(monkeypatch: pytest.MonkeyPatch)
     assert usable_cores() == 1
     monkeypatch.setenv("DSD_THREADS", str(MANY + 1))
     assert usable_cores() == MANY
+    assert usable_cores(among=2 * MANY) == 1
+    monkeypatch.setenv("DSD_THREADS", str(MANY))
+    assert usable_cores(among=2) == max(1, MANY // 2), "it bounds a share, and is not divided"
     for wrong in ("0", "many", "-1", "1.5"):
         monkeypatch.setenv("DSD_THREADS", wrong)
         with pytest.raises(SpecError, match="no number of threads"):
